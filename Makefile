@@ -1,0 +1,57 @@
+# Two commands matter: `make demo` and `make test`. Each sets itself up on a machine that has only Python >= 3.11 and pip.
+#   PYTHON=python3.13        the interpreter to build the environment with
+#   VENV=.venv               where the environment goes
+#   PIP_ARGS="..."           passed to pip, e.g. an extra index that has CPU-only torch (a much smaller download)
+#   ARGS="..."               passed to the command itself, e.g. make demo ARGS="--steps 50"
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+BIN := $(VENV)/bin
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lab bench pretrain notebooks
+
+help:
+	@sed -n '1,6p' Makefile; echo "targets: demo test lab bench pretrain notebooks"
+
+# One stamp a set of extras; a changed pyproject.toml installs again.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mixofshow_lite needs Python 3.11 or newer: make PYTHON=python3.13 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: pyproject.toml $(VENV)/.made
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[metrics]"
+	@touch $@
+
+$(VENV)/.lab: pyproject.toml $(VENV)/.made
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[metrics,lab]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.made
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[metrics,test]"
+	@touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/mixofshow demo $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(ARGS)
+	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 $(NOTEBOOKS))
+
+lab: $(VENV)/.lab
+	$(BIN)/jupyter lab $(if $(NOTEBOOKS),notebooks) $(ARGS)
+
+bench: $(VENV)/.run
+	$(BIN)/mixofshow doctor --bench $(ARGS)
+
+pretrain: $(VENV)/.run
+	$(BIN)/python -m mixofshow_lite.pocket.pretrain $(ARGS)
+
+# Runs every notebook in place, so that its committed outputs are fresh.
+notebooks: $(VENV)/.lab
+	$(if $(NOTEBOOKS),$(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS),@echo "there are no notebooks yet")
