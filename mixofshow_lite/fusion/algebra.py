@@ -1,0 +1,163 @@
+"""One layer of the center node (paper 3.3.2): the least-squares problem of gradient fusion and its two solvers.
+
+Every concept i brings an update dW_i and the inputs X_i its layer saw. The fused update U = W - W0 minimises
+
+    loss(U) = sum_i w_i || (dW_i - U) X_i ||_F^2 = sum_i w_i tr((dW_i - U) G_i (dW_i - U)^T)
+
+so the inputs matter only through their Grams. With G = sum_i w_i G_i and a ridge lam pulling towards a prior P, the minimum is
+
+    U* = P + sum_i w_i (dW_i - P) G_i (G + lam I)^-1        P = 0 ("base") or P = A = sum_i w_i dW_i ("average", Eq. 2)
+
+    paper   here                 shape
+    X_i     (streamed)           (d_in, rows_i)
+            grams[i]             (d_in, d_in)                      X_i X_i^T / rows_i, float64
+    dW_i    factors[i]           down (r_i, d_in), up (d_out, r_i)  dW_i = up @ down, any LoRA scale already inside `up`
+            weights[i]           ()                                w_i >= 0, sum 1
+    U       factors              down (sum r_i, d_in), up (d_out, sum r_i)
+
+Both terms of U* multiply dW_i from the right only, so U* = [up_1 .. up_n] [down_1 R_1; ..; down_n R_n]: exactly of rank <= sum r_i,
+an ordinary LoRA. The iterates of LBFGS stay in the same span (they are sums of gradients), so the paper's solver has that form too.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Factors = tuple[Tensor, Tensor]  # (down (r, d_in), up (d_out, r))
+
+
+def as_double(factors: Factors) -> Factors:
+    """The factors in float64, in which every solve is done."""
+    return factors[0].double(), factors[1].double()
+
+
+def dense(factors: Factors) -> Tensor:
+    """The update (d_out, d_in) = up @ down that the factors stand for."""
+    return factors[1] @ factors[0]
+
+
+def no_update(d_in: int, d_out: int) -> Factors:
+    """The factors of rank 0 of a concept that leaves this layer as it is."""
+    return torch.zeros(0, d_in, dtype=torch.float64), torch.zeros(d_out, 0, dtype=torch.float64)
+
+
+def average(factors: list[Factors], weights: Tensor) -> Factors:
+    """Weight fusion of one layer (Eq. 2): A = sum_i w_i dW_i, kept as factors."""
+    downs = [down for down, _ in factors]
+    ups = [weight * up for weight, (_, up) in zip(weights, factors, strict=True)]
+    return torch.cat(downs), torch.cat(ups, dim=1)
+
+
+def difference_energy(a: Factors, b: Factors, gram: Tensor) -> float:
+    """|| (a - b) X ||_F^2 = tr((a - b) G (a - b)^T), without forming a (d_out, d_in) matrix."""
+    down = torch.cat([a[0], b[0]])  # (r, d_in)
+    up = torch.cat([a[1], -b[1]], dim=1)  # (d_out, r)
+    return max(0.0, ((up.T @ up) * (down @ gram @ down.T)).sum().item())
+
+
+def energy(factors: Factors, gram: Tensor) -> float:
+    """|| dW X ||_F^2: what an update does to the recorded inputs."""
+    return difference_energy(factors, no_update(factors[0].shape[1], factors[1].shape[0]), gram)
+
+
+def loss(update: Factors, factors: list[Factors], grams: list[Tensor], weights: Tensor) -> float:
+    """The paper's objective for one layer at W0 + update, from the Grams alone."""
+    terms = [difference_energy(update, own, gram) for own, gram in zip(factors, grams, strict=True)]
+    return float(sum(weight * term for weight, term in zip(weights.tolist(), terms, strict=True)))
+
+
+@dataclass
+class Normal:
+    """The normal equations of one set of Grams, ready to be applied to every layer that was fed these inputs."""
+
+    grams: list[Tensor]  # n x (d_in, d_in)
+    weights: Tensor  # (n,)
+    inverse: Tensor  # (d_in, d_in) (G + lam I)^-1, or the pseudo-inverse when lam = 0
+    rest: Tensor  # (d_in, d_in) I - G (G + lam I)^-1: where the recordings are silent
+    ridge: float  # lam, absolute
+    condition: float  # of G + lam I; infinite when singular
+    freedom: float  # trace of G (G + lam I)^-1: directions that the recordings decide
+
+
+def normal_equations(grams: list[Tensor], weights: Tensor, ridge: float) -> Normal:
+    """Factorise G = sum_i w_i G_i once; `ridge` is relative: lam = ridge * trace(G) / d_in.
+
+    With ridge 0 directions never seen (eigenvalues below rounding) are left to the prior: the minimum-norm change.
+    """
+    if not 0 <= ridge < float("inf"):
+        raise ValueError(f"ridge must be zero or a positive number, not {ridge}.")
+    total = sum(weight * gram for weight, gram in zip(weights, grams, strict=True))
+    values, vectors = torch.linalg.eigh(total)
+    values = values.clamp(min=0)
+    largest = values[-1].item()
+    lam = ridge * values.mean().item() if largest > 0 else 0.0
+    seen = values + lam > len(values) * torch.finfo(values.dtype).eps * largest
+    inverted = torch.where(seen, 1 / (values + lam), 0.0)  # (d_in,)
+    smallest = values[0].item() + lam if bool(seen.all()) else 0.0
+    return Normal(
+        grams=grams,
+        weights=weights,
+        inverse=(vectors * inverted) @ vectors.T,
+        rest=(vectors * (1 - values * inverted)) @ vectors.T,
+        ridge=lam,
+        condition=(largest + lam) / smallest if smallest > 0 else float("inf"),
+        freedom=(values * inverted).sum().item(),
+    )
+
+
+def closed_form(normal: Normal, factors: list[Factors], towards: str = "average") -> Factors:
+    """U* of one layer, exactly and already factored: down_i -> w_i down_i (G_i (G + lam I)^-1 + [average] rest).
+
+    `towards` says what the ridge shrinks to, and what is done where nothing was recorded: "average" or "base".
+    """
+    downs = []
+    for weight, gram, (down, _) in zip(normal.weights, normal.grams, factors, strict=True):
+        moved = down @ gram @ normal.inverse  # (r_i, d_in)
+        if towards == "average":
+            moved = moved + down @ normal.rest
+        downs.append(weight * moved)
+    return torch.cat(downs), torch.cat([up for _, up in factors], dim=1)
+
+
+def lbfgs(normal: Normal, factors: list[Factors], towards: str = "base", iterations: int = 500) -> Factors:
+    """The paper's solver: LBFGS (rate 1, history 25, strong Wolfe) on the same objective; the best iterate is kept.
+
+    It starts from W0 as the paper does, or from the average. It has no ridge: stopping early is its regulariser.
+    """
+    grams, weights = normal.grams, normal.weights
+    up = torch.cat([up for _, up in factors], dim=1)  # (d_out, sum r_i)
+    total = sum(weight * gram for weight, gram in zip(weights, grams, strict=True))
+    moved = torch.cat([w * (down @ gram) for w, gram, (down, _) in zip(weights, grams, factors, strict=True)])
+    cross = up @ moved  # (d_out, d_in) = sum_i w_i dW_i G_i
+    constant = sum(
+        weight * energy(own, gram) for weight, gram, own in zip(weights.tolist(), grams, factors, strict=True)
+    )
+    start = dense(average(factors, weights)) if towards == "average" else torch.zeros_like(cross)
+    if constant == 0:
+        return average(factors, weights) if towards == "average" else (torch.zeros_like(moved), up)
+
+    update = start.clone().requires_grad_(True)
+    best = (float("inf"), start)
+    optimizer = torch.optim.LBFGS(
+        [update],
+        lr=1,
+        max_iter=iterations,
+        history_size=25,
+        tolerance_grad=1e-16,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        nonlocal best
+        optimizer.zero_grad()
+        objective = (((update @ total - 2 * cross) * update).sum() + constant) / constant  # 1 at W = W0
+        objective.backward()
+        if objective.item() < best[0]:
+            best = (objective.item(), update.detach().clone())
+        return objective
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return torch.linalg.pinv(up) @ best[1], up

@@ -1,0 +1,214 @@
+"""Known answers of one fused layer (paper 3.3.2), on random matrices: no model and no weights needed."""
+
+import pytest
+import torch
+
+from mixofshow_lite.fusion import algebra
+
+D_IN, D_OUT, RANK = 12, 10, 2
+
+
+def random_factors(seed, d_in=D_IN, d_out=D_OUT, rank=RANK):
+    generator = torch.Generator().manual_seed(seed)
+    down = torch.randn(rank, d_in, generator=generator, dtype=torch.float64)
+    up = torch.randn(d_out, rank, generator=generator, dtype=torch.float64)
+    return down, up
+
+
+def random_rows(seed, rows, d_in=D_IN, scale=None):
+    x = torch.randn(rows, d_in, generator=torch.Generator().manual_seed(100 + seed), dtype=torch.float64)
+    return x if scale is None else x * scale
+
+
+def gram_of(x):
+    return x.T @ x / len(x)
+
+
+def equal(n):
+    return torch.full((n,), 1 / n, dtype=torch.float64)
+
+
+def problem(n=3, rows=60):
+    rows_of = [random_rows(i, rows) for i in range(n)]
+    return [random_factors(i) for i in range(n)], rows_of, [gram_of(x) for x in rows_of], equal(n)
+
+
+def test_loss_from_grams_is_the_papers_objective():
+    factors, rows, grams, weights = problem()
+    update = random_factors(9)
+    by_hand = sum(
+        w * ((algebra.dense(own) - algebra.dense(update)) @ x.T).square().sum() / len(x)
+        for w, own, x in zip(weights, factors, rows, strict=True)
+    )
+    assert algebra.loss(update, factors, grams, weights) == pytest.approx(by_hand.item(), rel=1e-12)
+
+
+def test_closed_form_is_least_squares():
+    """Second way: stack weighted rows and targets and ask torch.linalg.lstsq."""
+    factors, rows, grams, weights = problem()
+    scale = [(w / len(x)).sqrt() for w, x in zip(weights, rows, strict=True)]
+    x = torch.cat([s * own for s, own in zip(scale, rows, strict=True)])
+    y = torch.cat([s * own @ algebra.dense(f).T for s, own, f in zip(scale, rows, factors, strict=True)])
+    expected = torch.linalg.lstsq(x, y).solution.T
+    for towards in ("base", "average"):  # over-determined: the ridge's direction cannot matter
+        found = algebra.dense(algebra.closed_form(algebra.normal_equations(grams, weights, 0.0), factors, towards))
+        assert torch.allclose(found, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("towards", ["base", "average"])
+def test_ridge_matches_augmented_rows(towards):
+    """Second way: a ridge is d_in extra rows sqrt(lam) I whose target is the prior's own output."""
+    factors, rows, grams, weights = problem(rows=5)
+    normal = algebra.normal_equations(grams, weights, 0.3)
+    total = sum(w * g for w, g in zip(weights, grams, strict=True))
+    assert normal.ridge == pytest.approx(0.3 * total.trace().item() / D_IN)
+    prior = algebra.dense(algebra.average(factors, weights)) if towards == "average" else torch.zeros(D_OUT, D_IN)
+    scale = [(w / len(x)).sqrt() for w, x in zip(weights, rows, strict=True)]
+    extra = normal.ridge**0.5 * torch.eye(D_IN, dtype=torch.float64)
+    x = torch.cat([s * own for s, own in zip(scale, rows, strict=True)] + [extra])
+    y = [s * own @ algebra.dense(f).T for s, own, f in zip(scale, rows, factors, strict=True)]
+    expected = torch.linalg.lstsq(x, torch.cat([*y, extra @ prior.double().T])).solution.T
+    assert torch.allclose(algebra.dense(algebra.closed_form(normal, factors, towards)), expected, atol=1e-10)
+
+
+def test_factored_form_equals_the_dense_formula():
+    factors, _, grams, weights = problem(rows=5)
+    normal = algebra.normal_equations(grams, weights, 0.1)
+    total = sum(w * g for w, g in zip(weights, grams, strict=True))
+    inverse = torch.linalg.inv(total + normal.ridge * torch.eye(D_IN, dtype=torch.float64))
+    mean = algebra.dense(algebra.average(factors, weights))
+    for prior, towards in ((torch.zeros_like(mean), "base"), (mean, "average")):
+        pull = sum(w * (algebra.dense(f) - prior) @ g for w, f, g in zip(weights, factors, grams, strict=True))
+        found = algebra.closed_form(normal, factors, towards)
+        assert (algebra.dense(found) - (prior + pull @ inverse)).abs().max() < 1e-12
+        assert found[0].shape[0] == 3 * RANK and torch.linalg.matrix_rank(algebra.dense(found)) <= 3 * RANK
+
+
+def test_closed_form_is_never_above_lbfgs_and_equal_when_over_determined():
+    for rows in (60, 3):
+        factors, _, grams, weights = problem(rows=rows)
+        normal = algebra.normal_equations(grams, weights, 0.0)
+        exact = algebra.loss(algebra.closed_form(normal, factors, "base"), factors, grams, weights)
+        found = algebra.lbfgs(normal, factors, "base", iterations=500)
+        searched = algebra.loss(found, factors, grams, weights)
+        start = algebra.loss(algebra.no_update(D_IN, D_OUT), factors, grams, weights)
+        assert exact <= searched + 1e-12 * start
+        assert searched == pytest.approx(exact, rel=1e-6, abs=1e-9 * start)
+    factors, _, grams, weights = problem(rows=60)
+    normal = algebra.normal_equations(grams, weights, 0.0)
+    gap = algebra.dense(algebra.lbfgs(normal, factors)) - algebra.dense(algebra.closed_form(normal, factors, "base"))
+    assert gap.abs().max() < 1e-6
+
+
+def test_lbfgs_stopped_early_is_between_its_start_and_the_optimum():
+    factors, _, grams, weights = problem()
+    normal = algebra.normal_equations(grams, weights, 0.0)
+    for towards, start in (("base", algebra.no_update(D_IN, D_OUT)), ("average", algebra.average(factors, weights))):
+        losses = [
+            algebra.loss(algebra.lbfgs(normal, factors, towards, k), factors, grams, weights) for k in (1, 5, 200)
+        ]
+        assert algebra.loss(start, factors, grams, weights) > losses[0] > losses[1] > losses[2]
+
+
+def test_lbfgs_iterates_are_low_rank_too():
+    factors, _, grams, weights = problem()
+    found = algebra.lbfgs(algebra.normal_equations(grams, weights, 0.0), factors, iterations=7)
+    again = algebra.lbfgs(algebra.normal_equations(grams, weights, 0.0), factors, iterations=7)
+    assert found[0].shape == (3 * RANK, D_IN) and torch.equal(found[0], again[0])
+
+
+def test_one_concept_leaves_no_residual():
+    factors, _, grams, weights = problem(n=1)
+    normal = algebra.normal_equations(grams, weights, 0.0)
+    for towards in ("base", "average"):
+        found = algebra.closed_form(normal, factors, towards)
+        assert torch.allclose(algebra.dense(found), algebra.dense(factors[0]), atol=1e-12)
+    ridged = algebra.normal_equations(grams, weights, 0.5)  # its average is itself, whatever the ridge
+    assert torch.allclose(algebra.dense(algebra.closed_form(ridged, factors)), algebra.dense(factors[0]), atol=1e-12)
+
+
+@pytest.mark.parametrize("towards", ["base", "average"])
+def test_order_and_repetition_do_not_matter(towards):
+    factors, _, grams, weights = problem()
+
+    def fuse(order):
+        normal = algebra.normal_equations([grams[i] for i in order], equal(len(order)), 0.1)
+        return algebra.dense(algebra.closed_form(normal, [factors[i] for i in order], towards))
+
+    assert torch.allclose(fuse([0, 1, 2]), fuse([2, 0, 1]), atol=1e-12)
+    assert torch.allclose(fuse([0, 1]), fuse([0, 0, 1, 1]), atol=1e-12)
+
+
+def test_disjoint_inputs_lose_nothing_but_averaging_does():
+    factors = [random_factors(0), random_factors(1)]
+    left, right = torch.zeros(D_IN, dtype=torch.float64), torch.zeros(D_IN, dtype=torch.float64)
+    left[:5], right[5:10] = 1, 1
+    grams, weights = [gram_of(random_rows(0, 20, scale=left)), gram_of(random_rows(1, 20, scale=right))], equal(2)
+    normal = algebra.normal_equations(grams, weights, 0.0)
+    averaged = algebra.average(factors, weights)
+    for towards in ("base", "average"):
+        fused = algebra.closed_form(normal, factors, towards)
+        for own, gram in zip(factors, grams, strict=True):
+            assert algebra.difference_energy(fused, own, gram) < 1e-12 * algebra.energy(own, gram)
+            assert algebra.difference_energy(averaged, own, gram) > 0.1 * algebra.energy(own, gram)
+
+
+def test_under_determined_stays_in_the_row_span_or_falls_back_to_the_average():
+    factors, rows, grams, weights = problem(rows=2)  # 6 rows in 12 dimensions
+    normal = algebra.normal_equations(grams, weights, 0.0)
+    x = torch.cat(rows)
+    outside = torch.eye(D_IN, dtype=torch.float64) - torch.linalg.pinv(x) @ x
+    assert (algebra.dense(algebra.closed_form(normal, factors, "base")) @ outside).abs().max() < 1e-12
+    mean = algebra.dense(algebra.average(factors, weights))
+    gap = algebra.dense(algebra.closed_form(normal, factors, "average")) - mean
+    assert (gap @ outside).abs().max() < 1e-12 and gap.abs().max() > 1e-3
+    assert normal.condition == float("inf") and normal.freedom == pytest.approx(6)
+
+
+def test_a_large_ridge_returns_the_prior():
+    factors, _, grams, weights = problem()
+    normal = algebra.normal_equations(grams, weights, 1e12)
+    assert algebra.dense(algebra.closed_form(normal, factors, "base")).abs().max() < 1e-9
+    mean = algebra.dense(algebra.average(factors, weights))
+    assert torch.allclose(algebra.dense(algebra.closed_form(normal, factors, "average")), mean, atol=1e-9)
+
+
+def test_regmean_is_the_case_without_ridge():
+    """RegMean: W = (sum W_i G_i)(sum G_i)^-1 on whole weights; ours adds W0 to the fused update."""
+    factors, _, grams, weights = problem()
+    w0 = torch.randn(D_OUT, D_IN, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    top = sum((w0 + algebra.dense(f)) @ g for f, g in zip(factors, grams, strict=True))
+    regmean = top @ torch.linalg.inv(sum(grams))
+    found = w0 + algebra.dense(algebra.closed_form(algebra.normal_equations(grams, weights, 0.0), factors))
+    assert torch.allclose(found, regmean, atol=1e-10)
+
+
+def test_a_concept_without_an_update_still_protects_its_inputs():
+    _, _, grams, weights = problem(n=2)
+    factors = [random_factors(0), algebra.no_update(D_IN, D_OUT)]
+    found = algebra.closed_form(algebra.normal_equations(grams, weights, 0.0), factors)
+    averaged = algebra.average(factors, weights)
+    assert algebra.loss(found, factors, grams, weights) < algebra.loss(averaged, factors, grams, weights)
+    assert found[0].shape == (RANK, D_IN)
+
+
+def test_weights_shift_the_compromise():
+    factors, _, grams, _ = problem(n=2)
+    lost = []
+    for first in (0.1, 0.5, 0.9):
+        weights = torch.tensor([first, 1 - first], dtype=torch.float64)
+        fused = algebra.closed_form(algebra.normal_equations(grams, weights, 0.0), factors)
+        lost.append(algebra.difference_energy(fused, factors[0], grams[0]))
+    assert lost[0] > lost[1] > lost[2]
+
+
+def test_silent_layer_and_bad_ridge():
+    factors, zero = [random_factors(0), random_factors(1)], torch.zeros(D_IN, D_IN, dtype=torch.float64)
+    normal = algebra.normal_equations([zero, zero], equal(2), 0.1)
+    assert algebra.dense(algebra.closed_form(normal, factors, "base")).abs().max() == 0
+    mean = algebra.dense(algebra.average(factors, equal(2)))
+    assert torch.allclose(algebra.dense(algebra.closed_form(normal, factors)), mean)
+    assert torch.allclose(algebra.dense(algebra.lbfgs(normal, factors, "average")), mean)
+    for ridge in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="ridge must be"):
+            algebra.normal_equations([zero, zero], equal(2), ridge)
