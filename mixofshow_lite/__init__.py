@@ -1,0 +1,44 @@
+"""Mix-of-Show, section by section (NeurIPS 2023): the paper's table of contents as names.
+
+    3.1    text-to-image diffusion, concept tokens     load_base, DiffusionModel, denoising_loss, Concept, ConceptData
+    3.3.1  single-client concept tuning                tune, Recipe, RECIPES
+    3.2, 3.3.2  the center node                        weight_fusion (Eq. 2), gradient_fusion, CenterNode
+    3.4    regionally controllable sampling            Region, regional_attention
+    4.3    evaluation                                  text_alignment, image_alignment
+
+Names are imported when first used: `import mixofshow_lite` itself is instant.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load_base": "base",
+    "DiffusionModel": "base",
+    "denoising_loss": "base",
+    "noising": "base",
+    "Concept": "concept",
+    "ConceptData": "concept",
+    "tune": "tuning",
+    "Recipe": "tuning",
+    "RECIPES": "tuning",
+    "weight_fusion": "fusion",
+    "gradient_fusion": "fusion",
+    "CenterNode": "fusion",
+    "Region": "regional",
+    "regional_attention": "regional",
+    "text_alignment": "evaluation",
+    "image_alignment": "evaluation",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,114 @@
+"""Low-rank adaptation (paper 3.1): W = W0 + dW = W0 + scale * B @ A on every attention linear of both networks.
+
+    paper   here    shape
+    A       down    (r, d_in)     kaiming-uniform at the start
+    B       up      (d_out, r)    zero at the start, so tuning starts from W0 exactly
+    dW      delta   (d_out, d_in) scale * up @ down; scale is alpha itself (1.0), as in the official code, not alpha / r
+
+Training goes through peft; what is trained comes out as plain factors, and a finished update is added into the weights of a
+copy that shares every other tensor. Module names of the text encoder are relative to its core, with no `text_model.` prefix, so
+that they do not depend on the version of transformers.
+"""
+
+import copy
+import itertools
+import re
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from .concept import Factors
+
+ATTENTION_LINEAR = re.compile(r"(^|\.)(self_attn\.(q|k|v|out)_proj|attn[12]\.(to_[qkv]|to_out\.0))$")
+
+
+def core(net: nn.Module) -> nn.Module:
+    """The module that names are relative to: transformers < 5.6 wraps the text encoder once more, in `text_model`."""
+    return getattr(net, "text_model", net)
+
+
+def attention_linears(net: nn.Module) -> dict[str, nn.Linear]:
+    """Every attention linear of a text encoder or a U-Net, name -> module: q, k, v and out of self- and cross-attention."""
+    found = {n: m for n, m in core(net).named_modules() if ATTENTION_LINEAR.search(n) and isinstance(m, nn.Linear)}
+    if not found:
+        raise ValueError(
+            f"{type(net).__name__} has no attention linears this library knows: is it a Stable Diffusion 1.x net?"
+        )
+    return found
+
+
+def share(net: nn.Module) -> nn.Module:
+    """A copy of the modules that shares every weight tensor with the original."""
+    tensors = itertools.chain(net.parameters(), net.buffers())
+    return copy.deepcopy(net, {id(tensor): tensor for tensor in tensors})
+
+
+def attach(net: nn.Module, rank: int, only: str = "") -> dict[str, LoraLayer]:
+    """Put a trainable LoRA on the attention linears of `net` (in place; give it a `share`), name -> peft layer.
+
+    `only` is a regular expression the names must contain. Only the factors are trainable afterwards, in float32.
+    """
+    names = [name for name in attention_linears(net) if re.search(only, name)]
+    pattern = "|".join(re.escape(name) for name in names)
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, bias="none", target_modules=f"({pattern})")
+    inject_adapter_in_model(config, core(net))
+    layers = attached(net)
+    if sorted(layers) != sorted(names):
+        raise RuntimeError(f"peft attached {len(layers)} LoRA layers where {len(names)} were expected.")
+    for layer in layers.values():
+        layer.lora_A.float(), layer.lora_B.float()
+    return layers
+
+
+def attached(net: nn.Module) -> dict[str, LoraLayer]:
+    """The peft layers on `net`, name -> layer."""
+    return {name: module for name, module in core(net).named_modules() if isinstance(module, LoraLayer)}
+
+
+def scale(net: nn.Module, alpha: float) -> None:
+    """Set alpha of every attached LoRA: W = W0 + alpha * up @ down."""
+    for layer in attached(net).values():
+        layer.scaling["default"] = alpha
+
+
+def extract(net: nn.Module) -> Factors:
+    """The attached factors as detached float32 CPU tensors, name -> (down (r, d_in), up (d_out, r))."""
+    layers = attached(net).items()
+    pairs = {name: (layer.lora_A["default"].weight, layer.lora_B["default"].weight) for name, layer in layers}
+    return {
+        name: (down.detach().float().cpu().clone(), up.detach().float().cpu().clone())
+        for name, (down, up) in pairs.items()
+    }
+
+
+def detach(net: nn.Module) -> None:
+    """Take the LoRA layers off again; the linears underneath were never changed."""
+    for name, layer in attached(net).items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(core(net).get_submodule(parent), leaf, layer.get_base_layer())
+
+
+def delta(down: Tensor, up: Tensor, alpha: float = 1.0) -> Tensor:
+    """dW = alpha * up @ down, (d_out, d_in) in float32."""
+    return alpha * (up.float() @ down.float())
+
+
+def add_deltas(net: nn.Module, deltas: dict[str, Tensor]) -> None:
+    """W = W0 + dW for each named linear, as new tensors: whoever shares the old ones keeps them.
+
+    Raises ValueError when a name or a shape does not fit `net`.
+    """
+    linears = attention_linears(net)
+    for name, dW in deltas.items():
+        if name not in linears:
+            raise ValueError(f"The update of {name} has no layer in this model: it was made for another architecture.")
+        old = linears[name].weight
+        if dW.shape != old.shape:
+            raise ValueError(
+                f"The update of {name} is {tuple(dW.shape)} but the layer is {tuple(old.shape)}: "
+                "it was made for another base model; load that one."
+            )
+        new = (old.float() + dW.to(old.device, torch.float32)).to(old.dtype)
+        linears[name].weight = nn.Parameter(new, requires_grad=False)
