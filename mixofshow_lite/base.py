@@ -8,8 +8,8 @@
     c = psi(P)   context(prompts)  (B, L, N, D)     one text feature map per cross-attention layer
     V+           words[word]       (L, D)           layer-wise rows of a concept word
 
-The L cross-attention layers are counted down -> mid -> up, the order in which a sample passes through them. Every size is
-read from the model.
+The L cross-attention layers are counted down -> mid -> up, the order in which a sample passes through them. Every size
+is read from the model.
 """
 
 import copy
@@ -43,7 +43,7 @@ def cross_attention(unet: nn.Module) -> dict[str, Attention]:
 class LayerAttention(AttnProcessor2_0):
     """Cross-attention of layer l that takes its own slice of a layer-wise context.
 
-    The context may be (B, L, N, D), or (B, L * N, D) as stock pipelines pass it on; a plain (B, N, D) serves every layer.
+    The context may be (B, L, N, D), or (B, L * N, D) as stock pipelines pass it on; a plain (B, N, D) serves all layers.
     """
 
     def __init__(self, layer: int, layers: int, tokens: int):
@@ -120,7 +120,7 @@ class DiffusionModel:
         return replace(self, **nets, words=dict(self.words), report=copy.copy(self.report))
 
     def with_concept(self, concept: Concept, alpha: float = 1.0) -> "DiffusionModel":
-        """Phi_0 + alpha * dPhi with the concept's words in place; alpha = 0 is the embedding alone, Phi_0(P*) (Fig. 3)."""
+        """Phi_0 + alpha * dPhi with the concept's words; alpha = 0 is the embedding alone, Phi_0(P*) (Fig. 3)."""
         model = self.with_words(concept)
         for net, factors in concept.lora.items() if alpha else ():
             deltas = {name: lora.delta(down, up, alpha * concept.scale) for name, (down, up) in factors.items()}
@@ -128,7 +128,7 @@ class DiffusionModel:
         return model
 
     def with_words(self, *concepts: Concept) -> "DiffusionModel":
-        """The same weights, with the concepts' words known; raises ValueError on another architecture or a taken word."""
+        """The same weights with the concepts' words; raises ValueError on another architecture or a taken word."""
         model = self.copy()
         for concept in concepts:
             self._check(concept)
@@ -144,22 +144,22 @@ class DiffusionModel:
         L, D = len(self.layers), self.text_encoder.config.hidden_size
         if any(tuple(rows.shape) != (L, D) for rows in concept.embeddings.values()):
             raise ValueError(
-                f"The concept {concept.name!r} was tuned on {concept.base_id or 'another base'}, the base is {self.base_id}: "
-                f"load it with load_base({concept.base_id!r})."
+                f"The concept {concept.name!r} was tuned on {concept.base_id or 'another base'}, "
+                f"the base is {self.base_id}: load it with load_base({concept.base_id!r})."
             )
         if concept.fingerprint and self.fingerprint and concept.fingerprint != self.fingerprint:
             warnings.warn(
-                f"The concept {concept.name!r} was tuned on {concept.base_id}, whose weights differ from {self.base_id}'s: "
-                "expect a weaker likeness, or load the base it was tuned on.",
+                f"The concept {concept.name!r} was tuned on {concept.base_id}, whose weights differ from "
+                f"{self.base_id}'s: expect a weaker likeness, or load the base it was tuned on.",
                 stacklevel=4,
             )
 
     def context(self, prompts: str | Sequence[str], words: dict[str, Tensor] | None = None) -> Tensor:
-        """psi(P): prompts -> (B, L, N, D). A prompt without concept words is encoded once and expanded over the L layers.
+        """psi(P): prompts -> (B, L, N, D). A prompt without concept words is encoded once and expanded over the layers.
 
         A prompt with concept words is bound to L layer prompts (layer l uses row l of each word) and encoded L times.
-        Gradients flow into `words` (default: the model's own) and the text encoder where they are enabled. Warns of words
-        that did not fit, that look like concept words and are none, and, on the pocket model, that it never saw.
+        Gradients flow into `words` (default: the model's own) and the text encoder where they are enabled. Warns of
+        words that did not fit, that look like concept words and are none, and that the pocket model never saw.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         words = self.words if words is None else words
@@ -184,7 +184,7 @@ class DiffusionModel:
         return torch.stack([contexts[index[prompt]] for prompt in prompts])
 
     def _warn(self, prompts: list[str], cut: list[str], words: dict[str, Tensor]) -> None:
-        for prompt, rest in zip(prompts, cut, strict=True):
+        for rest in cut:
             if rest:
                 warnings.warn(
                     f"The prompt is longer than {self.tokens - 2} tokens, this was cut off: {rest!r}.", stacklevel=4
@@ -228,7 +228,7 @@ class DiffusionModel:
         return [Image.fromarray(picture) for picture in x]
 
     def noise(self, n: int, seed: int, size: int | tuple[int, int] | None = None) -> Tensor:
-        """(n, C, h, w) Gaussian noise on the CPU; picture i has its own seed + i, so more pictures never change the first ones.
+        """(n, C, h, w) Gaussian noise on the CPU; picture i has its own seed + i, whatever n is.
 
         `size` in pixels, an int or (height, width); raises ValueError unless the U-Net can halve it at every level.
         """
@@ -254,11 +254,12 @@ class DiffusionModel:
         progress: bool = True,
         batch: int = 8,
     ) -> list[Image.Image]:
-        """Draw n pictures of the prompt (of each prompt, if it is a list) with DPM-Solver++(2M) and classifier-free guidance.
+        """Draw n pictures of the prompt (of each, if it is a list) with DPM-Solver++(2M) and classifier-free guidance.
 
         `guidance` 1 is the conditional model alone; None is the model's default. An empty prompt is allowed and draws
-        unconditionally, with a warning. `regions` are `regional.Region`s (3.4). `callback` gets dict(step, t, latents, model)
-        after every step, for each batch of at most `batch` pictures. Raises ValueError on n, steps or size out of range.
+        unconditionally, with a warning. `regions` are `regional.Region`s (3.4). `callback` gets a
+        dict(step, t, latents, model) after every step, for each batch of at most `batch` pictures. Raises ValueError
+        on n, steps or size out of range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if n < 1 or steps < 1 or not prompts:
@@ -322,7 +323,7 @@ class DiffusionModel:
         )
 
     def save_pipeline(self, folder: str | Path) -> Path:
-        """Write a plain diffusers folder in which the concept words are real tokens; `load_base(folder)` reads them back."""
+        """Write a plain diffusers folder whose concept words are real tokens; `load_base(folder)` reads them back."""
         from .loading import save_pipeline
 
         return save_pipeline(self, folder)
@@ -383,8 +384,8 @@ def load_base(
 ) -> DiffusionModel:
     """Load "pocket" (shipped, offline), "sd15" (pinned, from the hub), a diffusers folder or a hub id.
 
-    `device` defaults to CUDA where there is one, `dtype` to float16 there and float32 on the CPU. Raises FileNotFoundError,
-    ConnectionError or ValueError with one sentence that says what to do.
+    `device` defaults to CUDA where there is one, `dtype` to float16 there and float32 on the CPU. Raises
+    FileNotFoundError, ConnectionError or ValueError with one sentence that says what to do.
     """
     from .loading import load
 

@@ -4,7 +4,7 @@ A concept is written with two words, V = V_rand+ V_class+. Each word is layer-wi
 cross-attention layer of the U-Net, so one prompt becomes L layer prompts that differ only in those rows.
 
     paper      here                 shape
-    V+         embeddings[word]     (L, D)                     one row per cross-attention layer, in the order down, mid, up
+    V+         embeddings[word]     (L, D)                     one row per cross-attention layer: down, mid, up
     A, B       lora[net][module]    (r, d_in), (d_out, r)      delta W = scale * B @ A
     P*         bind(...).ids        (B, N)                     token ids; a concept word takes one place
 """
@@ -50,7 +50,7 @@ class Concept:
         return " ".join(self.words)
 
     def save(self, folder: str | Path) -> Path:
-        """Write concept.json and concept.safetensors into `folder`; all or nothing, an older concept there is replaced."""
+        """Write concept.json and concept.safetensors into `folder`, all or nothing; replaces an older concept there."""
         folder = Path(folder)
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "concept.json").exists()):
             raise FileExistsError(f"{folder} exists and holds something else than a concept: choose another folder.")
@@ -177,7 +177,8 @@ class ConceptData:
         caption = row.get("caption", row.get("text"))
         if not isinstance(caption, str) or PLACEHOLDER not in caption:
             raise ValueError(
-                f"The caption of {row['file_name']} in {self.folder} is {caption!r}: write {PLACEHOLDER} where it names the concept."
+                f"The caption of {row['file_name']} in {self.folder} is {caption!r}: "
+                f"write {PLACEHOLDER} where it names the concept."
             )
         return caption
 

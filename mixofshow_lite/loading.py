@@ -72,7 +72,7 @@ def find(name: str, dtype: torch.dtype) -> tuple[Path, str]:
 
 
 def download(hub_id: str, revision: str | None, dtype: torch.dtype) -> Path:
-    """Fetch (or find in the cache) only what is needed of a hub model: half the bytes where float16 weights are offered."""
+    """Fetch (or find in the cache) only what is needed of a hub model, float16 weights where they serve."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -174,7 +174,7 @@ def read_scheduler(folder: Path):
 
 @torch.no_grad()
 def fingerprint_of(*nets: nn.Module) -> str:
-    """A short hash of the weights, the same in float16 and float32: names, shapes and the first numbers of every tensor."""
+    """A short hash of names, shapes and the first numbers of every tensor; the same in float16 and float32."""
     digest = hashlib.sha256()
     for net in nets:
         for name, tensor in sorted(net.named_parameters()):
@@ -186,9 +186,9 @@ def fingerprint_of(*nets: nn.Module) -> str:
 def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
     """Write `model` as a plain diffusers folder, all or nothing (see `DiffusionModel.save_pipeline`).
 
-    Every word becomes L tokens, <word>_0 ... <word>_{L-1} inside the brackets, holding its L rows, and one token spelled like
-    the word itself holding their mean: a stock pipeline that is given the plain word draws an approximation of the concept
-    (one row for all layers), this library reads the L rows back through new_concept_cfg.json.
+    A word <v> becomes L tokens <v_0> ... <v_{L-1}> that hold its L rows, and a token <v> that holds their mean: a stock
+    pipeline that is given <v> draws an approximation of the concept (one row for all layers), this library reads the L
+    rows back through new_concept_cfg.json.
     """
     from transformers import CLIPTokenizer
 

@@ -5,9 +5,9 @@
     B       up      (d_out, r)    zero at the start, so tuning starts from W0 exactly
     dW      delta   (d_out, d_in) scale * up @ down; scale is alpha itself (1.0), as in the official code, not alpha / r
 
-Training goes through peft; what is trained comes out as plain factors, and a finished update is added into the weights of a
-copy that shares every other tensor. Module names of the text encoder are relative to its core, with no `text_model.` prefix, so
-that they do not depend on the version of transformers.
+Training goes through peft; what is trained comes out as plain factors, and a finished update is added into the weights
+of a copy that shares every other tensor. Module names of the text encoder are relative to its core, with no
+`text_model.` prefix, so that they do not depend on the version of transformers.
 """
 
 import copy
@@ -30,7 +30,7 @@ def core(net: nn.Module) -> nn.Module:
 
 
 def attention_linears(net: nn.Module) -> dict[str, nn.Linear]:
-    """Every attention linear of a text encoder or a U-Net, name -> module: q, k, v and out of self- and cross-attention."""
+    """Every attention linear of a text encoder or a U-Net, name -> module: q, k, v, out of self- and cross-attention."""
     found = {n: m for n, m in core(net).named_modules() if ATTENTION_LINEAR.search(n) and isinstance(m, nn.Linear)}
     if not found:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny model with Stable Diffusion 1.5's anatomy and random weights, so that no test needs a real one."""
+"""Shared fixtures: a tiny random model with Stable Diffusion 1.5's anatomy, so that no test needs a real one."""
 
 import json
 
