@@ -4,7 +4,7 @@ Every concept i brings an update dW_i and the inputs X_i its layer saw. The fuse
 
     loss(U) = sum_i w_i || (dW_i - U) X_i ||_F^2 = sum_i w_i tr((dW_i - U) G_i (dW_i - U)^T)
 
-so the inputs matter only through their Grams. With G = sum_i w_i G_i and a ridge lam pulling towards a prior P, the minimum is
+so the inputs matter only through their Grams. With G = sum_i w_i G_i and a ridge lam towards a prior P, the minimum is
 
     U* = P + sum_i w_i (dW_i - P) G_i (G + lam I)^-1        P = 0 ("base") or P = A = sum_i w_i dW_i ("average", Eq. 2)
 
@@ -15,8 +15,9 @@ so the inputs matter only through their Grams. With G = sum_i w_i G_i and a ridg
             weights[i]           ()                                w_i >= 0, sum 1
     U       factors              down (sum r_i, d_in), up (d_out, sum r_i)
 
-Both terms of U* multiply dW_i from the right only, so U* = [up_1 .. up_n] [down_1 R_1; ..; down_n R_n]: exactly of rank <= sum r_i,
-an ordinary LoRA. The iterates of LBFGS stay in the same span (they are sums of gradients), so the paper's solver has that form too.
+Both terms of U* multiply dW_i from the right only, so U* = [up_1 .. up_n] [down_1 R_1; ..; down_n R_n]: exactly of rank
+<= sum r_i, an ordinary LoRA. The iterates of LBFGS stay in the same span (they are sums of gradients), so the paper's
+solver has that form too.
 """
 
 from dataclasses import dataclass
