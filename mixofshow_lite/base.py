@@ -43,7 +43,7 @@ def cross_attention(unet: nn.Module) -> dict[str, Attention]:
 class LayerAttention(AttnProcessor2_0):
     """Cross-attention of layer l that takes its own slice of a layer-wise context.
 
-    The context may be (B, L, N, D), or (B, L * N, D) as stock pipelines pass it on; a plain (B, N, D) serves all layers.
+    The context may be (B, L, N, D), or (B, L * N, D) as stock pipelines pass it on; a plain (B, N, D) fits all layers.
     """
 
     def __init__(self, layer: int, layers: int, tokens: int):
@@ -76,18 +76,15 @@ class DiffusionModel:
     guidance: float = 7.5  # default scale of classifier-free guidance
     known_words: frozenset[str] = frozenset()  # the pocket model's vocabulary in plain words; empty: not limited
     warned: set[str] = field(default_factory=set, repr=False)  # unknown words the user has been told of
+    layers: tuple[str, ...] = field(init=False)  # names of the L cross-attention layers, down -> mid -> up
 
     def __post_init__(self):
         found = cross_attention(self.unet)
+        self.layers = tuple(found)
         for i, module in enumerate(found.values()):
             module.set_processor(LayerAttention(i, len(found), self.tokens))
         for net in (self.text_encoder, self.unet, self.vae):
             net.requires_grad_(False).eval()
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the L cross-attention layers, down -> mid -> up."""
-        return tuple(cross_attention(self.unet))
 
     @property
     def tokens(self) -> int:
@@ -171,13 +168,18 @@ class DiffusionModel:
         layered = (bound.slots >= 0).any(dim=1).tolist()
         contexts: list[Tensor] = [None] * len(unique)  # each (L, N, D)
         plain = [i for i, is_layered in enumerate(layered) if not is_layered]
+        bound_ones = [i for i, is_layered in enumerate(layered) if is_layered]
         if plain:
             for i, features in zip(plain, self.text_encoder(ids[plain])[0], strict=True):
                 contexts[i] = features.expand(L, -1, -1)
-        for i in (i for i, is_layered in enumerate(layered) if is_layered):
-            rows = table[slots[i].clamp(min=0)].transpose(0, 1)  # (L, N, D)
-            with word_rows(self.text_encoder, slots[i] >= 0, rows):
-                contexts[i] = self.text_encoder(ids[i].expand(L, -1))[0]
+        if bound_ones:
+            places = slots[bound_ones].repeat_interleave(L, dim=0)  # (B * L, N)
+            layer = torch.arange(L, device=self.device).repeat(len(bound_ones))[:, None]  # (B * L, 1)
+            rows = table[places.clamp(min=0), layer]  # (B * L, N, D)
+            with word_rows(self.text_encoder, places >= 0, rows):
+                features = self.text_encoder(ids[bound_ones].repeat_interleave(L, dim=0))[0]
+            for i, of_prompt in zip(bound_ones, features.split(L), strict=True):
+                contexts[i] = of_prompt
         if len(prompts) == 1:
             return contexts[0][None]
         index = {prompt: i for i, prompt in enumerate(unique)}
@@ -331,7 +333,7 @@ class DiffusionModel:
 
 @contextmanager
 def word_rows(text_encoder: nn.Module, places: Tensor, rows: Tensor) -> Iterator[None]:
-    """While on, the token embedding gives `rows` (B, N, D) where `places` (N,) or (B, N) is true."""
+    """While on, the token embedding gives `rows` (B, N, D) where `places` (B, N) is true."""
 
     def put_in(module, args, output):
         return torch.where(places[..., None], rows.to(output.dtype), output)

@@ -43,11 +43,10 @@ class Concept:
     base_id: str = ""  # the base model it was tuned on
     fingerprint: str = ""  # of that base's weights, see base.fingerprint_of
     layers: tuple[str, ...] = ()  # names of the L cross-attention layers, in the order of the embedding rows
+    phrase: str = ""  # how a prompt names it; the words in their order, unless a recipe adds the class word
 
-    @property
-    def phrase(self) -> str:
-        """The concept as it is written in a prompt, e.g. "<bibi1> <bibi2>"."""
-        return " ".join(self.words)
+    def __post_init__(self):
+        self.phrase = self.phrase or " ".join(self.words)
 
     def save(self, folder: str | Path) -> Path:
         """Write concept.json and concept.safetensors into `folder`, all or nothing; replaces an older concept there."""
@@ -58,7 +57,9 @@ class Concept:
         for net, factors in self.lora.items():
             for module, (down, up) in factors.items():
                 tensors[f"{net}.{module}.lora_down"], tensors[f"{net}.{module}.lora_up"] = down, up
-        about = {k: getattr(self, k) for k in ("name", "words", "class_word", "recipe", "rank", "scale", "base_id")}
+        about = {
+            k: getattr(self, k) for k in ("name", "words", "class_word", "recipe", "rank", "scale", "base_id", "phrase")
+        }
         about |= {"fingerprint": self.fingerprint, "layers": self.layers, "format": "mixofshow-concept", "version": 1}
         with atomic_folder(folder) as temporary:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "concept.safetensors")
@@ -139,9 +140,9 @@ class ConceptData:
     def __repr__(self) -> str:
         return f"ConceptData({self.name!r}, {len(self)} pictures, class_word={self.class_word!r})"
 
-    def prompts(self, words: Sequence[str]) -> list[str]:
-        """The captions with <TOK> replaced by the concept's words."""
-        return [caption.replace(PLACEHOLDER, " ".join(words)) for caption in self.captions]
+    def prompts(self, phrase: str) -> list[str]:
+        """The captions with <TOK> replaced by a concept's phrase, or by its class word."""
+        return [caption.replace(PLACEHOLDER, phrase) for caption in self.captions]
 
     def _rows(self) -> list[dict]:
         if not self.folder.is_dir():

@@ -30,7 +30,7 @@ def core(net: nn.Module) -> nn.Module:
 
 
 def attention_linears(net: nn.Module) -> dict[str, nn.Linear]:
-    """Every attention linear of a text encoder or a U-Net, name -> module: q, k, v, out of self- and cross-attention."""
+    """Every attention linear of a text encoder or a U-Net, name -> module: q, k, v, out of both attentions."""
     found = {n: m for n, m in core(net).named_modules() if ATTENTION_LINEAR.search(n) and isinstance(m, nn.Linear)}
     if not found:
         raise ValueError(
@@ -45,20 +45,29 @@ def share(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, {id(tensor): tensor for tensor in tensors})
 
 
-def attach(net: nn.Module, rank: int, only: str = "") -> dict[str, LoraLayer]:
+def attach(net: nn.Module, rank: int | None, only: str = "") -> dict[str, LoraLayer]:
     """Put a trainable LoRA on the attention linears of `net` (in place; give it a `share`), name -> peft layer.
 
-    `only` is a regular expression the names must contain. Only the factors are trainable afterwards, in float32.
+    `only` is a regular expression the names must contain. Only the factors are trainable afterwards, in float32. Rank
+    None trains the whole update: `down` is the identity and stays it, `up` is dW itself (for Custom Diffusion).
     """
-    names = [name for name in attention_linears(net) if re.search(only, name)]
-    pattern = "|".join(re.escape(name) for name in names)
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, bias="none", target_modules=f"({pattern})")
+    linears = {name: linear for name, linear in attention_linears(net).items() if re.search(only, name)}
+    widths = {linear.in_features for linear in linears.values()}
+    if not linears or (rank is None and len(widths) > 1):
+        raise ValueError(
+            f"only={only!r} selects layers with {len(widths)} input widths: select some, all of one width."
+        )
+    r = widths.pop() if rank is None else rank
+    pattern = "|".join(map(re.escape, linears))
+    config = LoraConfig(r=r, lora_alpha=r, lora_dropout=0.0, bias="none", target_modules=f"({pattern})")
     inject_adapter_in_model(config, core(net))
     layers = attached(net)
-    if sorted(layers) != sorted(names):
-        raise RuntimeError(f"peft attached {len(layers)} LoRA layers where {len(names)} were expected.")
+    if sorted(layers) != sorted(linears):
+        raise RuntimeError(f"peft attached {len(layers)} LoRA layers where {len(linears)} were expected.")
     for layer in layers.values():
         layer.lora_A.float(), layer.lora_B.float()
+        if rank is None:
+            nn.init.eye_(layer.lora_A["default"].weight).requires_grad_(False)
     return layers
 
 

@@ -34,7 +34,7 @@ def tiny_tokenizer(folder):
 
 
 def build_tiny(folder):
-    """Write a diffusers folder: 16 cross-attention layers (6 down, 1 mid, 9 up), f = 8, widths of 32, 128 px."""
+    """Write a diffusers folder: 16 cross-attention layers (6 down, 1 mid, 9 up), f = 8, widths of 32, 64 px."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(folder.parent / "raw_tokenizer")
     text_encoder = CLIPTextModel(
@@ -57,7 +57,7 @@ def build_tiny(folder):
             if weight.ndim == 2:
                 weight.copy_(torch.randn_like(weight) * 0.2)
     unet = UNet2DConditionModel(
-        sample_size=16,
+        sample_size=8,
         block_out_channels=(32, 32, 32, 32),
         layers_per_block=2,
         cross_attention_dim=32,
@@ -71,10 +71,15 @@ def build_tiny(folder):
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         norm_num_groups=4,
-        sample_size=128,
+        sample_size=64,
     )
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     StableDiffusionPipeline(
         vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
