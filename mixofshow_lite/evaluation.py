@@ -1,10 +1,10 @@
 """Evaluation (paper 4.3): text-alignment and image-alignment, both cosines in the space of a CLIP model.
 
-    text-alignment    w * max(cos(E_image(x), E_text(prompt)), 0), w = 2.5 (CLIPScore), concept words read as their class
+    text-alignment    w * max(cos(E_image(x), E_text(prompt)), 0), w = 2.5 (CLIPScore), concept words read as the class
     image-alignment   mean over pairs of max(cos(E_image(x), E_image(reference)), 0)
 
 The paper's CLIP is ViT-B/32, prompts begin with "A photo depicts ", 20 prompts x 50 seeds per concept. For the pocket
-base the CLIP is Pocket CLIP (see `pocket.clip`), whose vocabulary has no such opening; both are an open_clip model behind
+base the CLIP is Pocket CLIP (see `pocket.clip`), whose vocabulary has no such opening; both are open_clip models behind
 one `Scorer`. Only numbers measured with the same scorer can be compared.
 """
 

@@ -3,8 +3,8 @@
     python -m mixofshow_lite.pocket.clip train --out data/pocket/clip --minutes 12
     python -m mixofshow_lite.pocket.clip measure data/pocket/clip
 
-Two terms, both with several right answers per row (see `clip_data`): pictures with captions, both ways, and pictures of one
-subject with each other against its look-alikes: image-alignment has to see identity, and no caption tells it.
+Two terms, both with several right answers per row (see `clip_data`): pictures with captions, both ways, and pictures of
+one subject with each other against its look-alikes: image-alignment has to see identity, and no caption tells it.
 
     -log( exp(s_p) / (exp(s_p) + sum_negatives exp(s_n)) )     averaged over the positives p of a row
 

@@ -1,8 +1,8 @@
 """What Pocket CLIP learns from: groups of pictures that are hard to tell apart, and which caption is true of which.
 
 A batch of this small world is full of captions that are true of several pictures ("a red cat" of three of them), so
-contrastive learning with one right answer a row would punish right answers. Captions and pictures are therefore turned into
-facts, and a caption is a positive for *every* picture it is true of:
+contrastive learning with one right answer a row would punish right answers. Captions and pictures are therefore turned
+into facts, and a caption is a positive for *every* picture it is true of:
 
     needs    (captions, 3, F)   what a caption says of each subject it mentions (class, colour, mood, pose, clothes)
     has      (pictures, 3, F)   what is so of each subject in a picture
