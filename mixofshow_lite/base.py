@@ -15,8 +15,8 @@ is read from the model.
 import copy
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,40 +24,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import lora
 from .concept import WORD, Concept, bind
-
-
-def cross_attention(unet: nn.Module) -> dict[str, Attention]:
-    """The L cross-attention modules, name -> module, in the order down, mid, up (diffusers itself lists mid last)."""
-    found = [(name, m) for name, m in unet.named_modules() if isinstance(m, Attention) and name.endswith("attn2")]
-    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    return dict(sorted(found, key=lambda item: order[item[0].split(".")[0]]))  # sorted() is stable inside a block
-
-
-class LayerAttention(AttnProcessor2_0):
-    """Cross-attention of layer l that takes its own slice of a layer-wise context.
-
-    The context may be (B, L, N, D), or (B, L * N, D) as stock pipelines pass it on; a plain (B, N, D) fits all layers.
-    """
-
-    def __init__(self, layer: int, layers: int, tokens: int):
-        super().__init__()
-        self.layer, self.layers, self.tokens = layer, layers, tokens
-
-    def own_slice(self, context: Tensor) -> Tensor:
-        """(B, L, N, D) | (B, L * N, D) | (B, N, D) -> (B, N, D)"""
-        if context.ndim == 3 and context.shape[1] == self.layers * self.tokens and self.layers > 1:
-            context = context.unflatten(1, (self.layers, self.tokens))
-        return context[:, self.layer] if context.ndim == 4 else context
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
-        return super().__call__(attn, hidden_states, self.own_slice(encoder_hidden_states), *args, **kwargs)
+from .layerwise import encode, install
 
 
 @dataclass
@@ -79,10 +52,7 @@ class DiffusionModel:
     layers: tuple[str, ...] = field(init=False)  # names of the L cross-attention layers, down -> mid -> up
 
     def __post_init__(self):
-        found = cross_attention(self.unet)
-        self.layers = tuple(found)
-        for i, module in enumerate(found.values()):
-            module.set_processor(LayerAttention(i, len(found), self.tokens))
+        self.layers = install(self.unet, self.tokens)
         for net in (self.text_encoder, self.unet, self.vae):
             net.requires_grad_(False).eval()
 
@@ -163,27 +133,11 @@ class DiffusionModel:
         unique = list(dict.fromkeys(prompts))
         bound = bind(self.tokenizer, unique, list(words))
         self._warn(unique, bound.cut, words)
-        ids, slots, L = bound.ids.to(self.device), bound.slots.to(self.device), len(self.layers)
-        table = torch.stack([*words.values()]).to(self.device) if words else None  # (W, L, D)
-        layered = (bound.slots >= 0).any(dim=1).tolist()
-        contexts: list[Tensor] = [None] * len(unique)  # each (L, N, D)
-        plain = [i for i, is_layered in enumerate(layered) if not is_layered]
-        bound_ones = [i for i, is_layered in enumerate(layered) if is_layered]
-        if plain:
-            for i, features in zip(plain, self.text_encoder(ids[plain])[0], strict=True):
-                contexts[i] = features.expand(L, -1, -1)
-        if bound_ones:
-            places = slots[bound_ones].repeat_interleave(L, dim=0)  # (B * L, N)
-            layer = torch.arange(L, device=self.device).repeat(len(bound_ones))[:, None]  # (B * L, 1)
-            rows = table[places.clamp(min=0), layer]  # (B * L, N, D)
-            with word_rows(self.text_encoder, places >= 0, rows):
-                features = self.text_encoder(ids[bound_ones].repeat_interleave(L, dim=0))[0]
-            for i, of_prompt in zip(bound_ones, features.split(L), strict=True):
-                contexts[i] = of_prompt
+        table = torch.stack([*words.values()]) if words else None  # (W, L, D)
+        contexts = dict(zip(unique, encode(self.text_encoder, bound, table, len(self.layers)), strict=True))
         if len(prompts) == 1:
-            return contexts[0][None]
-        index = {prompt: i for i, prompt in enumerate(unique)}
-        return torch.stack([contexts[index[prompt]] for prompt in prompts])
+            return contexts[prompts[0]][None]
+        return torch.stack([contexts[prompt] for prompt in prompts])
 
     def _warn(self, prompts: list[str], cut: list[str], words: dict[str, Tensor]) -> None:
         for rest in cut:
@@ -309,8 +263,10 @@ class DiffusionModel:
         return regional_attention(self, regions, cells, guided=guided)
 
     def pipeline(self) -> StableDiffusionPipeline:
-        """A stock diffusers pipeline on these very weights. Plain prompts work as they are; for concept words pass
-        `prompt_embeds=model.prompt_embeds(prompt), negative_prompt_embeds=model.prompt_embeds("")`.
+        """A stock diffusers pipeline on these very weights.
+
+        Plain prompts work as they are; for concept words pass `prompt_embeds=model.prompt_embeds(prompt)` and
+        `negative_prompt_embeds=model.prompt_embeds("")`.
         """
         scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config, algorithm_type="dpmsolver++")
         return StableDiffusionPipeline(
@@ -330,19 +286,11 @@ class DiffusionModel:
 
         return save_pipeline(self, folder)
 
+    def to_lora(self, file: str | Path) -> Path:
+        """Write a fused model's whole update as an ordinary LoRA file; raises ValueError on a model that is not fused."""
+        from .fusion import to_lora  # a public name of the model; the work is the center node's
 
-@contextmanager
-def word_rows(text_encoder: nn.Module, places: Tensor, rows: Tensor) -> Iterator[None]:
-    """While on, the token embedding gives `rows` (B, N, D) where `places` (B, N) is true."""
-
-    def put_in(module, args, output):
-        return torch.where(places[..., None], rows.to(output.dtype), output)
-
-    handle = text_encoder.get_input_embeddings().register_forward_hook(put_in)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return to_lora(self, file)
 
 
 def noising(model: DiffusionModel, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:

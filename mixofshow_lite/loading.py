@@ -18,8 +18,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .base import DiffusionModel, cross_attention
+from .base import DiffusionModel
 from .concept import atomic_folder
+from .layerwise import cross_attention
 
 # The hub id that replaced runwayml/stable-diffusion-v1-5, which vanished; if it moves, any SD 1.5 folder does as well.
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"

@@ -8,12 +8,12 @@
     custom_diffusion    V, then the class  whole cross-attention keys and values        Custom Diffusion [11]
 
     symbol   here      shape
-    V, V+    rows      (1, D), (L, D)             one row for all layers, or one for each
-    A, B     factors   (r, d_in), (d_out, r)      see lora.py
-    z        latents   (P, C, h, w)               of all P pictures, encoded once
+    V, V+    rows      (1, D), (L, D)          one row for all layers, or one for each
+    A, B     factors   (r, d_in), (d_out, r)   see lora.py
+    z        latents   (P, C, h, w)            of all P pictures, encoded once
 
-The base stays as it is: the loop trains the rows and the factors on a copy that shares the base's weights. Left out of the
-official recipe: its attention regularisation (weight 0.01), which asks for the attention maps that fused kernels do not give.
+The base stays as it is: the loop trains the rows and the factors on a copy that shares the base's weights. Left out of
+the official recipe: its attention regularisation (weight 0.01), because fused attention kernels give no attention maps.
 """
 
 import math
@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from . import lora
 from .base import DiffusionModel, denoising_loss
+from .checkpoint import Checkpoint
 from .concept import PLACEHOLDER, WORD, Concept, ConceptData
 
 
@@ -281,47 +282,3 @@ def draw(P: int, batch: int, generator: torch.Generator) -> list[int]:
     """Indices of a batch: all pictures differ until every one has been drawn."""
     rounds = [torch.randperm(P, generator=generator) for _ in range(math.ceil(batch / P))]
     return torch.cat(rounds)[:batch].tolist()
-
-
-class Checkpoint:
-    """The state of an interrupted run in one file, written every `every` steps; None keeps nothing.
-
-    The trained tensors live in the optimizer's groups, so that is where they are read and written.
-    """
-
-    def __init__(self, path, key: str, optimizer, every: int = 50, **parts):
-        self.path, self.key, self.every = path and Path(path), key, every
-        self.optimizer, self.parts, self.step = optimizer, parts, 0
-        if self.path and self.path.is_file():
-            saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            if saved["key"] == key:  # a checkpoint of other arguments is started over
-                self._restore(saved)
-
-    def _tensors(self) -> list[Tensor]:
-        return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
-
-    def _restore(self, saved: dict) -> None:
-        self.step = saved["step"]
-        for tensor, value in zip(self._tensors(), saved["tensors"], strict=True):
-            tensor.data.copy_(value)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.parts["generator"].set_state(saved["generator"])
-        for name in ("schedule", "scaler"):
-            self.parts[name].load_state_dict(saved[name])
-
-    def save(self, step: int) -> None:
-        """Write the state after `step` steps, all or nothing."""
-        if not self.path or step % self.every:
-            return
-        saved = {"key": self.key, "step": step, "tensors": [tensor.detach().cpu() for tensor in self._tensors()]}
-        saved |= {"optimizer": self.optimizer.state_dict(), "generator": self.parts["generator"].get_state()}
-        saved |= {name: self.parts[name].state_dict() for name in ("schedule", "scaler")}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(saved, temporary)
-        temporary.replace(self.path)
-
-    def remove(self) -> None:
-        """Forget the run, once its concept is made."""
-        if self.path:
-            self.path.unlink(missing_ok=True)

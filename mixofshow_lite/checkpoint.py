@@ -1,0 +1,50 @@
+"""Interrupted tuning goes on where it stopped: one file with everything a run needs, removed when its concept is made."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class Checkpoint:
+    """The state of an interrupted run in one file, written every `every` steps; None keeps nothing.
+
+    The trained tensors live in the optimizer's groups, so that is where they are read and written.
+    """
+
+    def __init__(self, path, key: str, optimizer, every: int = 50, **parts):
+        self.path, self.key, self.every = path and Path(path), key, every
+        self.optimizer, self.parts, self.step = optimizer, parts, 0
+        if self.path and self.path.is_file():
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            if saved["key"] == key:  # a checkpoint of other arguments is started over
+                self._restore(saved)
+
+    def _tensors(self) -> list[Tensor]:
+        return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+
+    def _restore(self, saved: dict) -> None:
+        self.step = saved["step"]
+        for tensor, value in zip(self._tensors(), saved["tensors"], strict=True):
+            tensor.data.copy_(value)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.parts["generator"].set_state(saved["generator"])
+        for name in ("schedule", "scaler"):
+            self.parts[name].load_state_dict(saved[name])
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` steps, all or nothing."""
+        if not self.path or step % self.every:
+            return
+        saved = {"key": self.key, "step": step, "tensors": [tensor.detach().cpu() for tensor in self._tensors()]}
+        saved |= {"optimizer": self.optimizer.state_dict(), "generator": self.parts["generator"].get_state()}
+        saved |= {name: self.parts[name].state_dict() for name in ("schedule", "scaler")}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(saved, temporary)
+        temporary.replace(self.path)
+
+    def remove(self) -> None:
+        """Forget the run, once its concept is made."""
+        if self.path:
+            self.path.unlink(missing_ok=True)
