@@ -1,17 +1,17 @@
 """A fused model as an ordinary LoRA file (paper 3.3.2): the fused update has rank <= sum r_i, so nothing is lost.
 
     here            shape
-    lora.down       (r, d_in)      report.factors[net][module][0], padded with zero rows to one rank per network
-    lora.up         (d_out, r)     report.factors[net][module][1]
+    down.weight     (r, d_in)      report.factors[net][module][0], padded with zero rows to one rank per network
+    up.weight       (d_out, r)     report.factors[net][module][1]
 
-Keys are those of diffusers, `<net>.<module>.lora.down.weight`; there is no alpha, so the file acts at scale 1.
+Keys are those that diffusers writes: `unet.<module>.lora.down.weight`,
+`text_encoder.<module>.lora_linear_layer.down.weight`. There is no alpha, so the file acts at scale 1.
 """
 
 import os
 import tempfile
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,15 +32,14 @@ def lora_state(model: DiffusionModel) -> dict[str, Tensor]:
     state = {}
     for net, layers in factors.items():
         level = "text_model." if net == "text_encoder" and hasattr(model.text_encoder, "text_model") else ""
+        kind = "lora_linear_layer" if net == "text_encoder" else "lora"
         # One rank for all layers: loaders take one alpha from the first layer's rank and would scale the others by it.
         rank = max((down.shape[0] for down, _ in layers.values()), default=0)
         for name, (down, up) in layers.items():
             missing = rank - down.shape[0]
-            size = (
-                (up.norm(dim=0).mean() / down.norm(dim=1).mean()).sqrt() if down.norm() > 0 and up.norm() > 0 else 1.0
-            )
-            state[f"{net}.{level}{name}.lora.down.weight"] = F.pad(down * size, (0, 0, 0, missing)).float().contiguous()
-            state[f"{net}.{level}{name}.lora.up.weight"] = F.pad(up / size, (0, missing)).float().contiguous()
+            key = f"{net}.{level}{name}.{kind}"
+            state[f"{key}.down.weight"] = F.pad(down, (0, 0, 0, missing)).float().contiguous()
+            state[f"{key}.up.weight"] = F.pad(up, (0, missing)).float().contiguous()
     return state
 
 
@@ -53,7 +52,7 @@ def to_lora(model: DiffusionModel, file: str | Path) -> Path:
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     os.close(handle)
     try:
-        save_file({key: value.to(torch.float32) for key, value in state.items()}, temporary, metadata={"format": "pt"})
+        save_file(state, temporary, metadata={"format": "pt"})
         os.chmod(temporary, 0o644)
         os.replace(temporary, file)
     except Exception as error:

@@ -105,9 +105,10 @@ class GramRecorder:
 
 def real_tokens(model: DiffusionModel, prompt: str) -> Tensor:
     """(N,) bool: begin, words and first end token; false on the padding after it."""
-    ids = bind(model.tokenizer, [prompt], list(model.words)).ids[0]
-    end = int((ids[1:] == model.tokenizer.eos_token_id).nonzero()[0]) + 1
-    return torch.arange(len(ids)) <= end
+    bound = bind(model.tokenizer, [prompt], list(model.words))
+    # The unknown token that holds a concept word's place may be the end token itself.
+    ends = (bound.ids[0] == model.tokenizer.eos_token_id) & (bound.slots[0] < 0)
+    return torch.arange(model.tokens) <= int(ends[1:].nonzero()[0]) + 1
 
 
 @torch.no_grad()

@@ -50,10 +50,10 @@ class FusionReport:
         return lost / total if total > 0 else math.nan
 
     def worst(self, concept: str) -> LayerReport | None:
-        """The layer in which the concept lost most, None if nothing was recorded."""
+        """The layer that accounts for most of what the concept lost, None if nothing was recorded."""
         index = self.concepts.index(concept)
-        chosen = [layer for layer in self.layers if not math.isnan(layer.after[index])]
-        return max(chosen, key=lambda layer: layer.after[index], default=None)
+        chosen = [layer for layer in self.layers if layer.energy[index] > 0]
+        return max(chosen, key=lambda layer: layer.after[index] * layer.energy[index], default=None)
 
     def __str__(self) -> str:
         rank = max((down.shape[0] for factors in self.factors.values() for down, _ in factors.values()), default=0)
@@ -69,6 +69,5 @@ class FusionReport:
             lines.append(f"{name:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
         for name in self.concepts:
             if (layer := self.worst(name)) is not None:
-                lost = layer.after[self.concepts.index(name)]
-                lines.append(f"{name} lost most in {layer.name} ({lost:.0%} of its update there)")
+                lines.append(f"{name} lost most in {layer.name} ({layer.stage})")
         return "\n".join(lines)
