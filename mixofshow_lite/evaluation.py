@@ -112,10 +112,10 @@ def folder_tokenizer(folder: str | Path, length: int):
 def plain_prompt(prompt: str, concepts: Iterable = ()) -> str:
     """A prompt that CLIP can read: each concept's words are replaced by its class word ("<bibi1> <bibi2>" -> "rabbit").
 
-    `concepts` are objects with `.words` and `.class_word`. Raises ValueError if a word in angle brackets is left.
+    `concepts` are `Concept`s. Raises ValueError if a word in angle brackets is left.
     """
     for concept in concepts:
-        prompt = prompt.replace(" ".join(concept.words), concept.class_word)
+        prompt = prompt.replace(concept.phrase, concept.class_word)
     left = re.findall(r"<[^<>\s]+>", prompt)
     if left:
         raise ValueError(f"CLIP does not know the concept word {left[0]}: pass the concept in concepts=[...]")

@@ -111,19 +111,22 @@ class World:
 def look_alikes(rng, members: int = 4, views: int = 2) -> list[Picture]:
     """`members` subjects of one class, half of the time of one colour too, each in `views` pictures.
 
-    About two in five wear a pattern or an extra part that the pretraining world lacks, as out-domain concepts do.
+    About two in three wear a pattern, an extra part or a thick outline that the pretraining world lacks, as the
+    out-domain concepts do.
     """
     cls = str(rng.choice(CLASSES))
     colour = str(rng.choice(list(COLORS))) if rng.random() < 0.5 else "any"
     pictures = []
     for _ in range(members):
         who = sample_subject(rng, cls, colour)
-        if rng.random() < 0.25:
+        if rng.random() < 0.45:
             kind = str(rng.choice(("stripes", "bands", "spots", "checks", "stars", "half")))
             who.pattern = (kind, sample_colour(rng, str(rng.choice(list(COLORS)))), float(rng.uniform(0.8, 1.3)))
-        if rng.random() < 0.2:
+        if rng.random() < 0.4:
             part = str(rng.choice(("wings", "cape", "horn", "moustache", "eyepatch", "star", "antlers")))
             who.parts = [(part, sample_colour(rng, str(rng.choice(list(COLORS)))))]
+        if rng.random() < 0.15:
+            who.outline = float(rng.uniform(1.6, 2.4))
         pictures += [another_view(rng, who) for _ in range(views)]
     return pictures
 

@@ -1,0 +1,285 @@
+"""The command line: thin commands over the library's public names, errors as one sentence."""
+
+import argparse
+import sys
+from pathlib import Path
+
+VERSIONED = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "open_clip_torch",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command -> exit status: 0 done, 1 an error said in one sentence, 130 interrupted."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+        return 0
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it can", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"mixofshow: {error}", file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="mixofshow", description="Mix-of-Show: tune concepts, fuse them, draw them together."
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+    _demo(commands), _tune(commands), _fuse(commands), _sample(commands), _evaluate(commands), _doctor(commands)
+    lab = commands.add_parser("lab", help="open the notebooks in JupyterLab")
+    lab.set_defaults(run=run_lab)
+    return top
+
+
+def _base(command) -> None:
+    command.add_argument("--base", default="pocket", help='"pocket", "sd15", a diffusers folder or a hub id')
+
+
+def _demo(commands) -> None:
+    c = commands.add_parser("demo", help="tune two look-alikes, fuse them both ways, draw both in one picture")
+    c.add_argument("--out", type=Path, default=Path("out"))
+    c.add_argument("--concepts", nargs=2, default=(), metavar=("A", "B"), help="shipped names or imagefolders")
+    c.add_argument("--steps", type=int, help="tuning steps of each concept")
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("-n", type=int, default=4, help="pictures per block of the figure")
+    _base(c)
+    c.set_defaults(run=run_demo)
+
+
+def run_demo(args) -> None:
+    from .demo import demo
+
+    demo(args.out, tuple(args.concepts), args.base, args.steps, args.seed, args.n, clip_for(args.base))
+
+
+def clip_for(base: str) -> str:
+    """The scorer that goes with a base: Pocket CLIP for the pocket model, ViT-B/32 for all others."""
+    return "pocket" if base == "pocket" else "sd15"
+
+
+def _tune(commands) -> None:
+    c = commands.add_parser("tune", help="tune one concept from a folder of pictures and captions")
+    c.add_argument("data", type=Path, help="imagefolder with metadata.jsonl")
+    c.add_argument("--recipe", default="ed_lora")
+    c.add_argument("--class-word", help="what it is in the model's own words, if the data does not say")
+    c.add_argument("--steps", type=int)
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--out", type=Path, help="concept folder to write (default: out/concepts/<name>)")
+    _base(c)
+    c.set_defaults(run=run_tune)
+
+
+def run_tune(args) -> None:
+    from . import ConceptData, load_base, tune
+
+    data = ConceptData(args.data, args.class_word)
+    out = args.out or Path("out/concepts") / data.name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    concept = tune(load_base(args.base), data, args.recipe, args.seed, args.steps, checkpoint=checkpoint)
+    concept.save(out)
+    print(f"saved {out}; in a prompt it is written {concept.phrase}")
+
+
+def _fuse(commands) -> None:
+    c = commands.add_parser("fuse", help="fuse concept folders into one model")
+    c.add_argument("concepts", nargs="+", type=Path, help="concept folders")
+    c.add_argument("--method", choices=("gradient", "weight"), default="gradient")
+    c.add_argument("--out", type=Path, default=Path("out/fused"), help="diffusers folder to write")
+    c.add_argument("--lora", type=Path, help="also write the update as one LoRA file (.safetensors)")
+    c.add_argument("--seed", type=int, default=0)
+    _base(c)
+    c.set_defaults(run=run_fuse)
+
+
+def run_fuse(args) -> None:
+    from . import Concept, gradient_fusion, load_base, weight_fusion
+
+    base, concepts = load_base(args.base), [Concept.load(folder) for folder in args.concepts]
+    gradient = args.method == "gradient"
+    fused = gradient_fusion(base, concepts, seed=args.seed) if gradient else weight_fusion(base, concepts)
+    print(fused.report)
+    fused.save_pipeline(args.out)
+    print(f"saved {args.out}; draw with: mixofshow sample --base {args.out} 'a {concepts[0].phrase}'")
+    if args.lora:
+        from .fusion import to_lora
+
+        print(f"saved {to_lora(fused, args.lora)}")
+
+
+def _sample(commands) -> None:
+    c = commands.add_parser("sample", help="draw pictures of a prompt")
+    c.add_argument("prompt")
+    c.add_argument("--concept", type=Path, help="a concept folder to draw with")
+    c.add_argument("--alpha", type=float, default=1.0, help="strength of the concept's LoRA")
+    c.add_argument(
+        "--region", action="append", default=[], metavar="TOP,LEFT,BOTTOM,RIGHT:PROMPT", help="may be repeated"
+    )
+    c.add_argument("--negative-prompt", default="")
+    c.add_argument("-n", type=int, default=1)
+    c.add_argument("--steps", type=int, default=25)
+    c.add_argument("--guidance", type=float)
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--out", type=Path, default=Path("out/pictures"), help="folder for the pictures")
+    _base(c)
+    c.set_defaults(run=run_sample)
+
+
+def parse_region(text: str):
+    """ "0.1,0,1,0.5:a red cat" -> Region; fractions of the picture (top, left, bottom, right)."""
+    from . import Region
+
+    numbers, colon, prompt = text.partition(":")
+    try:
+        box = tuple(float(x) for x in numbers.split(","))
+    except ValueError:
+        box = ()
+    if not colon or len(box) != 4:
+        raise ValueError(f"the region {text!r} is not TOP,LEFT,BOTTOM,RIGHT:PROMPT, e.g. 0.1,0,1,0.5:a red cat")
+    return Region(prompt.strip(), box=box)
+
+
+def run_sample(args) -> None:
+    from . import Concept, load_base
+
+    regions = [parse_region(text) for text in args.region] or None
+    model = load_base(args.base)
+    if args.concept:
+        model = model.with_concept(Concept.load(args.concept), args.alpha)
+    pictures = model.sample(
+        args.prompt, args.n, args.seed, args.steps, args.guidance, args.negative_prompt, regions=regions
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(pictures):
+        file = args.out / f"{args.seed + i:04d}.png"
+        picture.save(file)
+        print(file)
+
+
+def _evaluate(commands) -> None:
+    c = commands.add_parser(
+        "evaluate", help="score pictures: text-alignment with a prompt, image-alignment with references"
+    )
+    c.add_argument("pictures", nargs="+", type=Path)
+    c.add_argument("--prompt", help="as sampled")
+    c.add_argument(
+        "--concept", nargs="*", type=Path, default=[], help="concept folders whose words stand in the prompt"
+    )
+    c.add_argument("--references", nargs="*", type=Path, default=[], help="pictures, or one concept imagefolder")
+    c.add_argument("--clip", default="pocket", help='"pocket", "sd15" (ViT-B/32) or an open_clip folder')
+    c.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(args) -> None:
+    from . import Concept, ConceptData, image_alignment, text_alignment
+
+    if not (args.prompt or args.references):
+        raise ValueError("nothing to compare with: give --prompt, --references or both")
+    pictures = [_open(file) for file in args.pictures]
+    if args.prompt:
+        concepts = [Concept.load(folder) for folder in args.concept]
+        print(f"text-alignment   {text_alignment(pictures, args.prompt, args.clip, concepts):.4f}")
+    if args.references:
+        folder = args.references[0] if len(args.references) == 1 and args.references[0].is_dir() else None
+        references = ConceptData(folder).pictures if folder else [_open(file) for file in args.references]
+        print(f"image-alignment  {image_alignment(pictures, references, args.clip):.4f}")
+
+
+def _open(file: Path):
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no picture {file}") from None
+    except (UnidentifiedImageError, IsADirectoryError):
+        raise ValueError(f"{file} is not a picture: give PNG or JPEG files") from None
+
+
+def _doctor(commands) -> None:
+    c = commands.add_parser("doctor", help="what is installed, does the base load, is there room on the disk")
+    c.add_argument("--bench", action="store_true", help="also time four pictures and a few tuning steps")
+    _base(c)
+    c.set_defaults(run=run_doctor)
+
+
+def run_doctor(args) -> None:
+    import platform
+    import shutil
+    import time
+    from importlib import metadata
+
+    import torch
+
+    from . import load_base
+
+    print(f"python           {platform.python_version()}")
+    for name in VERSIONED:
+        try:
+            print(f"{name:<16} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            print(f"{name:<16} not installed")
+    gpu = torch.cuda.is_available()
+    print(f"device           {torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} threads'}")
+    print(f"free disk        {shutil.disk_usage('.').free / 2**30:.1f} GiB")
+    start = time.perf_counter()
+    base = load_base(args.base)
+    took = time.perf_counter() - start
+    print(f"base             {base.base_id}, {len(base.layers)} cross-attention layers, loaded in {took:.1f} s")
+    base.sample("a photo of a cat", steps=1, progress=False)
+    print("sampling         works")
+    try:
+        from .evaluation import load_scorer
+
+        print(f"evaluation       {load_scorer(clip_for(args.base)).name} CLIP works")
+    except (ImportError, OSError) as error:
+        print(f"evaluation       {error}")
+    if args.bench:
+        bench(base)
+
+
+def bench(base) -> None:
+    """Print the seconds of four pictures and of a tuning step, and the peak memory so far."""
+    import resource
+    import time
+
+    from . import ConceptData, tune
+    from .resources import concepts_dir
+
+    start = time.perf_counter()
+    base.sample("a photo of a red cat on the beach", n=4, progress=False)
+    print(f"four pictures    {time.perf_counter() - start:.1f} s (25 steps, with guidance)")
+    folder = next(p.parent for p in sorted(concepts_dir().glob("*/metadata.jsonl")))
+    marks = []
+    tune(base, ConceptData(folder), steps=6, progress=False, callback=lambda _: marks.append(time.perf_counter()))
+    print(f"tuning           {(marks[-1] - marks[0]) / (len(marks) - 1):.2f} s a step")
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    print(f"peak memory      {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.2f} GiB")
+
+
+def run_lab(args) -> None:
+    import importlib.util
+    import subprocess
+
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise ImportError('JupyterLab is not installed: pip install "mixofshow_lite[lab]"')
+    notebooks = Path(__file__).resolve().parent.parent / "notebooks"
+    subprocess.run(
+        [sys.executable, "-m", "jupyterlab", str(notebooks if notebooks.is_dir() else Path.cwd())], check=False
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

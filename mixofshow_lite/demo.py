@@ -1,0 +1,180 @@
+"""Mix-of-Show once from end to end (paper Fig. 4): two clients tune look-alikes, the center node fuses, both are drawn.
+
+    row               left block                 right block
+    references        concept A's own pictures   concept B's
+    alone             each with its own LoRA
+    weight fused      one model, Eq. 2
+    gradient fused    one model, 3.3.2
+    both, direct      weight fused               gradient fused      one prompt names both
+    both, regions     weight fused               gradient fused      3.4: each has its own box
+
+Interrupted, it goes on: tuned concepts and checkpoints lie in `out/concepts`.
+"""
+
+import csv
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .base import DiffusionModel, load_base
+from .concept import Concept, ConceptData
+from .evaluation import Scorer, image_scores, load_scorer
+from .fusion import gradient_fusion, weight_fusion
+from .regional import Region
+from .resources import concepts_dir
+from .tuning import tune
+
+PLACE = "on the beach"  # where both are drawn together
+BOXES = ((0.1, 0.0, 1.0, 0.5), (0.1, 0.5, 1.0, 1.0))  # (top, left, bottom, right): the left and the right half
+MODELS = ("alone", "weight fused", "gradient fused")
+
+
+@dataclass
+class Result:
+    """What `demo` made."""
+
+    pictures: dict[str, list[list[Image.Image]]]  # row of the figure -> its two blocks
+    scores: dict[str, dict[str, np.ndarray]]  # concept -> model -> image-alignment of each picture (n,)
+    figure: Path
+    table: Path
+
+
+def demo(
+    out: str | Path = "out",
+    concepts: tuple[str, ...] = (),
+    base: str = "pocket",
+    steps: int | None = None,
+    seed: int = 0,
+    n: int = 4,
+    clip: str | None = None,
+    progress: bool = True,
+) -> Result:
+    """Tune two concepts, fuse them both ways, draw and score; writes out/demo.png and out/demo.csv.
+
+    concepts  two names under the shipped concepts, or folders; by default the first two look-alikes
+    steps     of tuning each (None: the recipe's own)
+    n         pictures per block, of seeds seed, seed + 1, ...
+    clip      the CLIP that scores, see `evaluation.load_scorer`
+    """
+    out = Path(out)
+    data = [ConceptData(folder) for folder in chosen(concepts)]
+    scorer = load_scorer(clip)  # first, so that a missing extra is said before minutes of tuning
+    model = load_base(base)
+    a, b = (tuned(model, d, out / "concepts", steps, seed, progress) for d in data)
+    print(f"fusing {a.name} and {b.name} by averaging (Eq. 2) and by gradient fusion (3.3.2)")
+    fused = {"weight fused": weight_fusion(model, [a, b]), "gradient fused": gradient_fusion(model, [a, b], seed=seed)}
+    print(fused["gradient fused"].report)
+    pictures = draw(model, (a, b), fused, data, n, seed, progress)
+    scores = score(pictures, (a, b), data, scorer)
+    result = Result(pictures, scores, out / "demo.png", out / "demo.csv")
+    write_table(scores, result.table)
+    write_figure(pictures, (a.name, b.name), result.figure)
+    print(format_table(scores))
+    print(f"the figure is {result.figure}, the table {result.table}, the concepts are in {out / 'concepts'}")
+    return result
+
+
+def chosen(names: tuple[str, ...]) -> list[Path]:
+    """Folders of the two concepts to use; without names, the first two of the class that has most concepts."""
+    if not names:
+        names = look_alikes(concepts_dir())
+    if len(names) != 2 or names[0] == names[1]:
+        raise ValueError(f"the demo fuses two different concepts, not {' and '.join(names)}: name two")
+    return [Path(n) if Path(n).is_dir() else concepts_dir() / n for n in names]
+
+
+def look_alikes(folder: Path) -> tuple[str, str]:
+    """The first two concepts (in the order of their names) of the class that has most of them."""
+    groups = defaultdict(list)
+    for path in sorted(folder.glob("*/metadata.jsonl")):
+        first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+        groups[first.get("class_word")].append(path.parent.name)
+    best = max(groups.values(), key=len, default=[])
+    if len(best) < 2:
+        raise FileNotFoundError(f"{folder} has no two concepts of one class: name two concept folders")
+    return best[0], best[1]
+
+
+def tuned(
+    base: DiffusionModel, data: ConceptData, folder: Path, steps: int | None, seed: int, progress: bool
+) -> Concept:
+    """The concept of `data`: from `folder` if it was tuned there on this base in the same way, else tuned and saved."""
+    place, how = folder / data.name, {"steps": steps, "seed": seed, "fingerprint": base.fingerprint}
+    note = folder / f"{data.name}.json"  # written last: with it the concept is complete
+    if note.is_file() and (place / "concept.json").is_file() and json.loads(note.read_text()) == how:
+        print(f"{data.name} is already tuned: {place}")
+        return Concept.load(place)
+    note.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    concept = tune(base, data, seed=seed, steps=steps, progress=progress, checkpoint=folder / f"{data.name}.checkpoint")
+    concept.save(place)
+    note.write_text(json.dumps(how) + "\n")
+    return concept
+
+
+def draw(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: int, progress: bool) -> dict:
+    """All pictures of the figure: row -> two blocks of n, the same seeds everywhere."""
+    rows = {"references": [d.pictures[:n] for d in data]}
+    settings = {"n": n, "seed": seed, "progress": progress}
+    for name in MODELS:
+        models = [base.with_concept(c) for c in concepts] if name == "alone" else [fused[name]] * 2
+        rows[name] = [m.sample(f"a photo of a {c.phrase}", **settings) for m, c in zip(models, concepts, strict=True)]
+    a, b = (f"a {c.phrase}" for c in concepts)
+    regions = [Region(prompt, box=box) for prompt, box in zip((a, b), BOXES, strict=True)]
+    rows["both, direct"] = [m.sample(f"{a} and {b} {PLACE}", **settings) for m in fused.values()]
+    rows["both, regions"] = [m.sample(f"two friends {PLACE}", regions=regions, **settings) for m in fused.values()]
+    return rows
+
+
+def score(pictures: dict, concepts, data, scorer: Scorer) -> dict[str, dict[str, np.ndarray]]:
+    """Image-alignment (4.3) of each picture with its concept's references: concept -> model -> (n,)."""
+    return {
+        c.name: {m: image_scores(pictures[m][i], data[i].pictures, scorer) for m in MODELS}
+        for i, c in enumerate(concepts)
+    }
+
+
+def format_table(scores: dict[str, dict[str, np.ndarray]]) -> str:
+    """The table as text: mean and standard deviation over the pictures (the same seeds in every column)."""
+    lines = [f"{'image-alignment':<24}" + "".join(f"{m:>18}" for m in MODELS)]
+    for name, row in scores.items():
+        lines.append(f"{name:<24}" + "".join(f"{f'{row[m].mean():.3f} ± {row[m].std():.3f}':>18}" for m in MODELS))
+    return "\n".join(lines)
+
+
+def write_table(scores: dict[str, dict[str, np.ndarray]], file: Path) -> None:
+    """One line per concept and model: mean, standard deviation, number of pictures."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(("concept", "model", "image_alignment", "standard_deviation", "pictures"))
+        for name, row in scores.items():
+            for model, values in row.items():
+                table.writerow((name, model, f"{values.mean():.4f}", f"{values.std():.4f}", len(values)))
+
+
+def write_figure(pictures: dict[str, list[list[Image.Image]]], names: tuple[str, str], file: Path) -> None:
+    """The labelled figure: a line per row of `pictures`, two blocks of pictures side by side."""
+    from matplotlib.figure import Figure
+
+    n = max(len(block) for blocks in pictures.values() for block in blocks)
+    figure = Figure(figsize=(1.25 * (2 * n + 1.3), 1.38 * len(pictures) + 0.3), layout="constrained")
+    gaps = [1.0] * n + [0.12] + [1.0] * n
+    axes = figure.subplots(len(pictures), 2 * n + 1, width_ratios=gaps, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for line, (row, blocks) in zip(axes, pictures.items(), strict=True):
+        both = row.startswith("both")
+        titles = ("weight fused", "gradient fused") if both else names
+        for start, title, block in zip((0, n + 1), titles, blocks, strict=True):
+            for ax, picture in zip(line[start : start + n], block, strict=False):
+                ax.imshow(picture)
+            if row in ("references", "both, direct"):
+                line[start].set_title(title, loc="left", fontsize=10, fontweight="bold")
+        line[0].text(-0.12, 0.5, row, transform=line[0].transAxes, ha="right", va="center", fontsize=10)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)

@@ -1,0 +1,17 @@
+"""A CLIP of our own format with random weights, for tests that only need one to be there."""
+
+from mixofshow_lite.evaluation import folder_tokenizer
+from mixofshow_lite.pocket import clip
+from mixofshow_lite.pocket.tokens import build_tokenizer
+
+
+def build_clip(folder):
+    """Write an untrained Pocket CLIP that sees 32 px -> its folder."""
+    import torch
+
+    torch.manual_seed(0)
+    build_tokenizer(folder / "words")
+    length = clip._length(folder / "words")
+    tokenize = folder_tokenizer(folder / "words", length)
+    config = clip.model_config(32, tokenize.vocab_size, tokenize.eos_id, length)
+    return clip.export(clip.build(config).eval(), config, folder / "words", folder / "clip")
