@@ -226,14 +226,14 @@ def test_stages_cover_every_layer_once(three):
 
 def test_every_stage_is_recorded_under_the_right_weights(tiny_base, three):
     """Second way: build by hand the model that each stage must be recorded on."""
-    memory, concept = fusion.Memory(), three[0]
-    model = gradient_fusion(tiny_base, three[:2], memory=memory, **{**QUICK, "guidance": 1})
+    memory, concept = fusion.Memory(), replace(three[0], scale=0.5)
+    model = gradient_fusion(tiny_base, [concept, three[1]], memory=memory, **{**QUICK, "guidance": 1})
     prompts = [p.replace("{}", concept.phrase) for p in PROMPTS]
     text, context, spatial = (gradient.stage_layers(three, stage)[1] for stage in report.STAGES)
     worded = tiny_base.with_words(*three[:2])
     with_text = with_factors(worded, {"text_encoder": model.report.factors["text_encoder"]})
     own_keys = {n: pair for n, pair in model.report.factors["unet"].items() if n in context}
-    own_spatial = {n: pair for n, pair in concept.lora["unet"].items() if n in spatial}
+    own_spatial = {n: (down, 0.5 * up) for n, (down, up) in concept.lora["unet"].items() if n in spatial}
     drawing = with_factors(with_text, {"unet": {**own_keys, **own_spatial}})
     expected = {
         "text encoder": grams.record_text(tiny_base.with_concept(concept), text, prompts),
@@ -247,6 +247,16 @@ def test_every_stage_is_recorded_under_the_right_weights(tiny_base, three):
             assert torch.allclose(seen.grams[key], gram, rtol=1e-3, atol=1e-4 * gram.diagonal().mean().item())
     own_features = grams.record_context(tiny_base.with_concept(concept), context, prompts).grams
     assert not any(torch.allclose(own_features[k], g, rtol=1e-2) for k, g in expected["keys and values"].grams.items())
+
+
+def test_prompts_by_default_and_by_name(three):
+    first, second = three[0], replace(three[1], class_word="beach")
+    settings = gradient.Settings()
+    assert settings.contexts(first)[0] == "photo of a <bibi1> <bibi2>" and len(settings.contexts(first)) > 2
+    assert settings.contexts(second)[1] == "a cat in <coco1> <coco2>"
+    named = gradient.Settings(prompts={"bibi": ["{} asleep"]})
+    assert named.contexts(first) == ["<bibi1> <bibi2> asleep"] and named.contexts(second) == settings.contexts(second)
+    assert settings.contexts(replace(first, words=(), embeddings={}, phrase=""))[0] == "photo of a rabbit"
 
 
 def test_guidance_records_the_empty_prompt_for_half_of_the_rows(tiny_base, three):

@@ -30,6 +30,10 @@ from .report import STAGES, FusionReport, LayerReport
 from .weight import check, layer_factors, updated_layers, with_factors
 
 PROMPTS = ("photo of a {}", "a {} in the forest", "a {} on the beach", "a picture of a {} in the city")
+PLACE_PROMPTS = ("photo of {}", "a cat in {}", "a blue robot in {}", "two friends in {}")
+PLACES = frozenset(
+    "beach forest snow city desert moon mountain lake street castle room".split()
+)  # class words of scenes
 TEXT, CONTEXT, SPATIAL = STAGES
 
 
@@ -40,7 +44,8 @@ class Settings:
     solver: str = "closed_form"  # or "lbfgs"
     ridge: float | Sequence[float] = 0.3  # relative to the mean diagonal of the Grams; one number, or one per stage
     towards: str | None = None  # where the ridge (or LBFGS's start) is: "average", "base"; None: average, LBFGS: base
-    prompts: Sequence[str] | Mapping[str, Sequence[str]] = PROMPTS  # contexts with {} for the words; or by concept name
+    prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None  # with {} for the words; or by concept name;
+    # None: PROMPTS, or PLACE_PROMPTS where the class word is a place
     steps: int = 12  # denoising steps of every recorded picture
     guidance: float | None = (
         None  # while recording; None: the model's default, 1: conditional branch only, as in the paper
@@ -70,7 +75,9 @@ class Settings:
 
     def contexts(self, concept: Concept) -> list[str]:
         """The recorded prompts of one concept."""
-        own = self.prompts.get(concept.name, PROMPTS) if isinstance(self.prompts, Mapping) else self.prompts
+        own = self.prompts.get(concept.name) if isinstance(self.prompts, Mapping) else self.prompts
+        if own is None:
+            own = PLACE_PROMPTS if concept.class_word in PLACES else PROMPTS
         if isinstance(own, str) or not own or not all("{}" in prompt for prompt in own):
             raise ValueError(f"prompts={own!r} do not name the concept: give a list of prompts with {{}} in each.")
         return [prompt.replace("{}", concept.phrase or concept.class_word) for prompt in own]
