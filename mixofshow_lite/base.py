@@ -287,7 +287,7 @@ class DiffusionModel:
         return save_pipeline(self, folder)
 
     def to_lora(self, file: str | Path) -> Path:
-        """Write a fused model's whole update as an ordinary LoRA file; raises ValueError on a model that is not fused."""
+        """Write a fused model's update as an ordinary LoRA file; raises ValueError on a model that is not fused."""
         from .fusion import to_lora  # a public name of the model; the work is the center node's
 
         return to_lora(self, file)

@@ -1,5 +1,6 @@
-"""Interrupted tuning goes on where it stopped: one file with everything a run needs, removed when its concept is made."""
+"""Interrupted tuning goes on where it stopped: one file with all a run needs, removed when its concept is made."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -16,8 +17,12 @@ class Checkpoint:
         self.path, self.key, self.every = path and Path(path), key, every
         self.optimizer, self.parts, self.step = optimizer, parts, 0
         if self.path and self.path.is_file():
-            saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            if saved["key"] == key:  # a checkpoint of other arguments is started over
+            try:
+                saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            except Exception:
+                warnings.warn(f"{self.path} cannot be read: the run starts from the beginning.", stacklevel=3)
+                return
+            if saved["key"] == key:  # the checkpoint of another run is overwritten
                 self._restore(saved)
 
     def _tensors(self) -> list[Tensor]:
