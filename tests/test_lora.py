@@ -57,9 +57,8 @@ def test_peft_by_hand_and_merged_agree_at_any_alpha(tiny_base):
     model, generator = tiny_base.copy(), torch.Generator().manual_seed(1)
     for net in (model.text_encoder, model.unet):
         for layer in lora.attach(net, rank=2).values():
-            layer.lora_B["default"].weight.data = 0.2 * torch.randn(
-                layer.lora_B["default"].weight.shape, generator=generator
-            )
+            up = layer.lora_B["default"].weight
+            up.data = torch.randn(up.shape, generator=generator)
     factors = {net: lora.extract(getattr(model, net)) for net in ("text_encoder", "unet")}
     for alpha in (0.0, 0.5, 1.0):
         for net in (model.text_encoder, model.unet):
@@ -70,7 +69,7 @@ def test_peft_by_hand_and_merged_agree_at_any_alpha(tiny_base):
             lora.add_deltas(getattr(merged, net), deltas)
         assert torch.allclose(features(model, "a red cat"), features(merged, "a red cat"), atol=1e-4)
         changed = (features(merged, "a red cat") - features(tiny_base, "a red cat")).abs().max()
-        assert changed > 0.02 if alpha else changed == 0
+        assert changed > 0.01 if alpha else changed < 1e-5
     name, layer = next(iter(lora.attached(model.unet).items()))
     down, up = factors["unet"][name]
     x = torch.randn(5, down.shape[1], generator=generator)
