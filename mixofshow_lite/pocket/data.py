@@ -1,0 +1,73 @@
+"""Pictures for pretraining: Pocket World rendered once into a cache (uint8 memory map + captions + parameters), on all cores."""
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from . import captions, world
+from .characters import CHARACTERS
+
+PATTERNS = ("stripes", "bands", "spots", "checks", "stars", "half")
+PARTS = ("wings", "cape", "horn", "moustache", "eyepatch", "star", "antlers")
+CAPTIONS_EACH = 6
+
+
+def decorate(rng, subject):
+    """Out-domain marks at random, for the autoencoder only: it is a general codec and must not be the bottleneck of identity."""
+    if rng.random() < 0.5:
+        tint = world.sample_colour(rng, str(rng.choice(list(world.COLORS))))
+        subject.pattern = (str(rng.choice(PATTERNS)), tint, float(rng.uniform(0.7, 1.4)))
+    if subject.cls in CHARACTERS:
+        for part in rng.choice(PARTS, rng.integers(0, 3), replace=False):
+            subject.parts.append((str(part), world.sample_colour(rng, str(rng.choice(list(world.COLORS))))))
+    if rng.random() < 0.2:
+        subject.outline = float(rng.uniform(0.4, 2.2))
+
+
+def make(seed: int, index: int, wide: bool):
+    """Picture `index` of the stream `seed` -> (uint8 (128, 128, 3), captions, parameters as a dict)."""
+    rng = np.random.default_rng([seed, index])
+    picture = world.sample(rng)
+    if wide:
+        for subject in picture.subjects:
+            decorate(rng, subject)
+    texts = [captions.caption(picture, rng) for _ in range(CAPTIONS_EACH)]
+    return world.draw_image(picture), texts, asdict(picture)
+
+
+def _chunk(args):
+    file, total, seed, wide, start, stop = args
+    images = np.lib.format.open_memmap(file, mode="r+")
+    rows = []
+    for index in range(start, stop):
+        images[index], texts, parameters = make(seed, index, wide)
+        rows.append(json.dumps({"captions": texts, "picture": parameters}))
+    return rows
+
+
+def render_cache(folder, n: int, seed: int = 0, wide: bool = False, workers: int | None = None) -> Path:
+    """Render `n` pictures to folder/images.npy (n, 128, 128, 3) and folder/pictures.jsonl. Done already: returns at once."""
+    folder = Path(folder)
+    file, done = folder / "images.npy", folder / "pictures.jsonl"
+    if done.exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(n, 128, 128, 3)).flush()
+    jobs = [(file, n, seed, wide, a, min(a + 250, n)) for a in range(0, n, 250)]
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        rows = [row for chunk in pool.map(_chunk, jobs) for row in chunk]
+    partial = done.with_suffix(".part")
+    partial.write_text("\n".join(rows))
+    partial.replace(done)
+    return folder
+
+
+def load_cache(folder) -> tuple[np.ndarray, list[dict]]:
+    """-> (images (n, 128, 128, 3) uint8 memory map, one dict a picture with "captions" and "picture")."""
+    folder = Path(folder)
+    rows = [json.loads(row) for row in (folder / "pictures.jsonl").read_text().splitlines()]
+    return np.load(folder / "images.npy", mmap_mode="r"), rows

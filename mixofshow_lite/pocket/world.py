@@ -1,0 +1,230 @@
+"""Pocket World: pictures from continuous parameters, with captions, masks, keypoints and a sketch for free.
+
+`sample(rng)` draws the parameters of a picture, `render(picture, size)` its pixels at any size, `captions.caption(picture, rng)`
+its words. Everything comes from one `numpy.random.Generator`, so a seed is a picture on any machine. The world these functions
+draw is the *domain* of Pocket Diffusion; patterns, extra parts and drawing styles (`Subject.pattern`, `.parts`, `.outline`) are
+left out of it on purpose, they belong to the out-domain concepts of `concepts.py`.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image
+
+from . import characters, objects, scenes
+from .characters import ACCESSORIES, CHARACTERS, EXPRESSIONS
+from .objects import OBJECTS
+from .scenes import SCENES
+from .svg import UNITS, group, hsv, mix, rasterise
+
+CLASSES = CHARACTERS + OBJECTS
+COLORS = {  # name -> hue (turns), saturation, value at the middle of the name
+    "red": (0.99, 0.78, 0.86), "orange": (0.075, 0.82, 0.97), "yellow": (0.145, 0.72, 0.97), "green": (0.36, 0.6, 0.68),
+    "blue": (0.6, 0.7, 0.86), "purple": (0.76, 0.55, 0.75), "pink": (0.92, 0.38, 0.98), "brown": (0.07, 0.58, 0.5),
+    "white": (0.1, 0.04, 0.97), "gray": (0.6, 0.05, 0.6),
+}  # fmt: skip
+LIGHTS = ("day", "sunset", "night")
+SKETCH = "ellipse,path,rect,polygon{fill:#fff !important;stroke:#000 !important;stroke-width:1.3 !important;opacity:1 !important}"
+
+
+@dataclass
+class Subject:
+    """One character or object: what it is, how it looks, where it stands."""
+
+    cls: str  # one of CLASSES
+    colour: str | None  # a name of COLORS, or None for a colour in between
+    rgb: tuple[float, float, float]  # the colour itself, in [0, 1]
+    shape: dict[str, float]  # proportions, see SHAPE in characters.py and objects.py
+    expression: str = "happy"  # one of EXPRESSIONS; objects have none
+    accessories: list = field(default_factory=list)  # [(name, colour name, rgb)]
+    arms: tuple[float, float] = (20.0, 20.0)  # degrees from hanging down, left and right
+    flip: bool = False  # mirrored left to right
+    x: float = 0.5  # centre, fraction of the picture's width
+    y: float = 0.9  # ground contact, fraction of the picture's height
+    height: float = 0.6  # of a 100-unit character, fraction of the picture's height
+    eye_rgb: tuple | None = None  # coloured irises, or None for black pupils
+    pattern: tuple | None = None  # out-domain: (kind, rgb, scale)
+    parts: list = field(default_factory=list)  # out-domain: [(name, rgb)]
+    outline: float = 1.0  # out-domain when not 1: thickness of the drawing's outlines
+
+    @property
+    def is_character(self) -> bool:
+        return self.cls in CHARACTERS
+
+
+@dataclass
+class Picture:
+    """Parameters of one picture; subjects are drawn in order, so later ones stand in front."""
+
+    subjects: list[Subject]
+    scene: str  # one of SCENES
+    scene_params: dict[str, float]
+    light: str = "day"  # one of LIGHTS
+
+
+@dataclass
+class Render:
+    """What `render` returns; all arrays have the picture's size."""
+
+    image: Image.Image  # RGB
+    masks: list[np.ndarray]  # per subject, float32 (size, size) in [0, 1]: its visible part
+    keypoints: list[dict[str, tuple[float, float]]]  # per subject, name -> (x, y) in fractions of the picture
+    sketch: Image.Image  # "L", black lines of the subjects on white
+
+
+def held_out(cls: str, colour: str | None, scene: str) -> bool:
+    """True for the tenth of all class-colour-scene combinations that pretraining never sees; the bars are measured on them."""
+    if colour is None:
+        return False
+    return (3 * CLASSES.index(cls) + 7 * list(COLORS).index(colour) + 4 * SCENES.index(scene)) % 10 == 0
+
+
+def sample_colour(rng, name: str | None = None):
+    """A named colour with a little jitter, or a blend of two neighbours when `name` is None -> (r, g, b)."""
+    if name is None:
+        a, b = rng.choice(len(COLORS), 2, replace=False)
+        names = list(COLORS)
+        return mix(sample_colour(rng, names[a]), sample_colour(rng, names[b]), rng.uniform(0.35, 0.65))
+    h, s, v = COLORS[name]
+    return hsv(h + rng.uniform(-0.014, 0.014), s + rng.uniform(-0.07, 0.07) * (s > 0.1), v + rng.uniform(-0.04, 0.04))
+
+
+def sample_shape(rng, cls: str) -> dict[str, float]:
+    ranges = characters.SHAPE if cls in CHARACTERS else objects.SHAPE
+    return {name: float(rng.uniform(low, high)) for name, (low, high) in ranges.items()}
+
+
+def sample_pose(rng):
+    """Arm angles in degrees: mostly hanging, often one or both raised."""
+    return tuple(float(rng.uniform(95, 150) if rng.random() < 0.25 else rng.uniform(8, 60)) for _ in range(2))
+
+
+def sample_subject(rng, cls: str | None = None, colour: str | None = "any") -> Subject:
+    """A subject without a place. `colour` is a name, None for an in-between colour, "any" to draw one (in between: 1 in 8)."""
+    cls = cls or str(rng.choice(CLASSES, p=_CLASS_ODDS))
+    if colour == "any":
+        colour = None if rng.random() < 0.125 else str(rng.choice(list(COLORS)))
+    subject = Subject(cls, colour, sample_colour(rng, colour), sample_shape(rng, cls), flip=bool(rng.random() < 0.5))
+    if subject.is_character:
+        subject.expression = str(rng.choice(EXPRESSIONS, p=(0.4, 0.15, 0.15, 0.15, 0.15)))
+        subject.arms = sample_pose(rng)
+        subject.eye_rgb = hsv(rng.uniform(), 0.6, 0.6) if rng.random() < 0.3 else None
+        count = rng.choice(3, p=(0.5, 0.4, 0.1))
+        for name in rng.choice(ACCESSORIES, count, replace=False):
+            tint = str(rng.choice([c for c in COLORS if c != colour]))
+            subject.accessories.append((str(name), tint, sample_colour(rng, tint)))
+        if {"hat", "crown"} <= {name for name, *_ in subject.accessories}:
+            subject.accessories.pop()
+    return subject
+
+
+_CLASS_ODDS = [0.115] * len(CHARACTERS) + [0.31 / len(OBJECTS)] * len(OBJECTS)
+
+
+def place(rng, subjects: list[Subject]) -> list[Subject]:
+    """Give subjects sizes and places: anywhere in the picture, sometimes overlapping, farther ones first (Section 3.4 needs this)."""
+    n = len(subjects)
+    low, high = ((0.42, 0.74), (0.38, 0.56), (0.32, 0.44))[n - 1]
+    slots = rng.permutation(n)
+    tight = rng.uniform(0.75, 1.15)  # below 1 the subjects overlap
+    span = 0.0 if n == 1 else min(0.3 * tight * (n - 1), 0.62)
+    left = 0.5 if n == 1 else rng.uniform(0.19, 0.81 - span)
+    for subject, slot in zip(subjects, slots, strict=True):
+        subject.height = float(rng.uniform(low, high))
+        if n == 1:
+            margin = 0.33 * subject.height
+            subject.x = float(rng.uniform(margin, 1 - margin))
+        else:
+            subject.x = float(left + span * slot / (n - 1) + rng.uniform(-0.03, 0.03))
+        floor = max(0.66, subject.height * 1.28)
+        subject.y = float(rng.uniform(min(floor, 0.96), 0.97))
+        if subject.cls == "balloon":
+            subject.y -= float(rng.uniform(0.0, 0.2))
+    return sorted(subjects, key=lambda s: s.y)
+
+
+def sample_scene_params(rng) -> dict[str, float]:
+    return {name: float(rng.uniform()) for name in scenes.PARAMS}
+
+
+def sample(rng, n_subjects=None, subjects=None, scene=None, light=None, allow_held_out: bool = False) -> Picture:
+    """Draw the parameters of a picture from the pretraining world.
+
+    rng             numpy.random.Generator
+    n_subjects      1, 2 or 3; by default drawn (60, 32, 8 %)
+    subjects        given subjects, placed anew (their look is kept); by default drawn
+    scene, light    names, by default drawn
+    allow_held_out  False skips class-colour-scene combinations that are kept for measuring
+    """
+    scene = scene or str(rng.choice(SCENES))
+    light = light or str(rng.choice(LIGHTS, p=(0.66, 0.16, 0.18)))
+    if subjects is None:
+        n = n_subjects or int(rng.choice((1, 2, 3), p=(0.6, 0.32, 0.08)))
+        subjects = []
+        while len(subjects) < n:
+            subject = sample_subject(rng)
+            if allow_held_out or not held_out(subject.cls, subject.colour, scene):
+                subjects.append(subject)
+    placed = place(rng, [replace(s) for s in subjects])
+    return Picture(placed, scene, sample_scene_params(rng), light)
+
+
+def draw_subject(subject: Subject, key: str, size_of_world: int = UNITS) -> str:
+    """One SVG group in picture coordinates."""
+    module = characters if subject.is_character else objects
+    worn = [(name, tint) for name, _, tint in subject.accessories]
+    elements = module.draw(replace(subject, accessories=worn), key)
+    scale = subject.height * size_of_world / 100
+    lean = subject.shape.get("lean", subject.shape.get("turn", 0.0))
+    flip = -1 if subject.flip else 1
+    where = f"translate({subject.x * size_of_world:.3f} {subject.y * size_of_world:.3f})"
+    return group(elements, f"{where} scale({flip * scale:.4f} {scale:.4f}) rotate({lean:.2f})")
+
+
+_TINT = {
+    "sunset": ("#ff7a30", 0.26, 0.10),
+    "night": ("#101a5c", 0.52, 0.16),
+}  # colour, strength on the scene, on the subjects
+
+
+def elements(picture: Picture) -> list[str]:
+    """The SVG elements of the whole picture."""
+    back = scenes.draw(picture.scene, picture.scene_params)
+    front = [draw_subject(s, f"s{i}") for i, s in enumerate(picture.subjects)]
+    if picture.light == "day":
+        return back + front
+    tint, far, near = _TINT[picture.light]
+    veil = f'<rect width="{UNITS}" height="{UNITS}" fill="{tint}" opacity="'
+    return [*back, f'{veil}{far - near:.2f}"/>', *front, f'{veil}{near:.2f}"/>']
+
+
+def draw_image(picture: Picture, size: int = 128) -> np.ndarray:
+    """Pixels alone (what pretraining needs): uint8 (size, size, 3)."""
+    return rasterise(elements(picture), size)[..., :3].copy()
+
+
+def render(picture: Picture, size: int = 128) -> Render:
+    """Pixels, per-subject visible masks, keypoints and a line sketch at `size` x `size`; the same layout at every size."""
+    groups = [draw_subject(s, f"s{i}") for i, s in enumerate(picture.subjects)]
+    cover = [rasterise([g], size)[..., 3].astype(np.float32) / 255 for g in groups]
+    masks = []
+    for i, alpha in enumerate(cover):
+        for nearer in cover[i + 1 :]:
+            alpha = alpha * (1 - nearer)
+        masks.append(alpha)
+    lines = rasterise(groups, size, SKETCH) if groups else np.zeros((size, size, 4), np.uint8)
+    white = Image.new("RGBA", (size, size), "white")
+    sketch = Image.alpha_composite(white, Image.fromarray(lines)).convert("L")
+    points = [_keypoints(s) for s in picture.subjects]
+    return Render(Image.fromarray(draw_image(picture, size)), masks, points, sketch)
+
+
+def _keypoints(s: Subject) -> dict[str, tuple[float, float]]:
+    module = characters if s.is_character else objects
+    lean = np.deg2rad(s.shape.get("lean", s.shape.get("turn", 0.0)))
+    flip, scale = (-1 if s.flip else 1), s.height / 100
+    out = {}
+    for name, (x, y) in module.keypoints(s).items():
+        rx, ry = x * np.cos(lean) - y * np.sin(lean), x * np.sin(lean) + y * np.cos(lean)
+        out[name] = float(s.x + flip * scale * rx), float(s.y + scale * ry)
+    return out
