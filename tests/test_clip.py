@@ -1,6 +1,7 @@
 """Pocket CLIP: facts, losses, training, and the shipped reader against its bars (issue: Pocket CLIP)."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from mixofshow_lite.pocket import clip, clip_data, world
 from mixofshow_lite.pocket.captions import caption
 from mixofshow_lite.pocket.clip import auc, multi_positive_loss, pair_auc
 from mixofshow_lite.pocket.clip_data import FACTS, WHOLE, claims, facts, truth
-from mixofshow_lite.resources import data_dir
 
 
 def said(text):
@@ -143,12 +143,12 @@ def test_training_learns_saves_and_goes_on(tmp_path):
     assert len(clip.read([world.render(world.sample(np.random.default_rng(0)), 64).image], tmp_path / "out")) == 1
 
 
-SHIPPED = data_dir() / "pocket" / "clip" if (data_dir() / "pocket").is_dir() else None
+DATA = Path(__file__).resolve().parent.parent / "data"
 
 
-@pytest.mark.skipif(SHIPPED is None or not SHIPPED.is_dir(), reason="Pocket CLIP is not trained yet")
+@pytest.mark.skipif(not (DATA / "pocket" / "clip").is_dir(), reason="Pocket CLIP is not trained yet")
 def test_the_shipped_clip_reads_the_world():
-    result = clip.measure(n=300, families=40, concepts=data_dir() / "concepts")
+    result = clip.measure(n=300, families=40, concepts=DATA / "concepts")
     assert result["class"] >= 0.98 and result["colour"] >= 0.95 and result["scene"] >= 0.98, result
     assert result["concept AUC"] >= 0.95, result
     assert result["look-alike AUC"] >= 0.9, result  # random look-alikes may differ in nothing but proportions
