@@ -50,7 +50,8 @@ bench: $(VENV)/.run
 	$(BIN)/mixofshow doctor --bench $(ARGS)
 
 pretrain: $(VENV)/.run
-	$(BIN)/python -m mixofshow_lite.pocket.pretrain $(ARGS)
+	$(BIN)/python -m mixofshow_lite.pocket.pretrain all $(ARGS)
+	$(BIN)/python -m mixofshow_lite.pocket.clip train
 
 # Runs every notebook in place, so that its committed outputs are fresh.
 notebooks: $(VENV)/.lab

@@ -26,7 +26,7 @@ HUB_CLIP = ("ViT-B-32", "openai")  # open_clip's name of the paper's CLIP
 HUB_OPENING = "A photo depicts "
 
 
-@dataclass
+@dataclass(eq=False)  # two are the same only if they are one object, so that features can be kept per scorer
 class Scorer:
     """A CLIP model that reads pictures and prompts."""
 

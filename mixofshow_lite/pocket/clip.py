@@ -12,6 +12,7 @@ so right answers never push each other away.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -209,9 +210,14 @@ def read(images, model=None) -> list[tuple[str, str, str]]:
     return list(zip(cls, colour, scene, strict=True))
 
 
+@functools.lru_cache(maxsize=64)
+def _palette(cls: str, scorer: Scorer) -> Tensor:
+    """Text features of a class in every colour (colours, WIDTH)."""
+    return scorer.text_features([article(f"{colour} {cls}") for colour in COLORS])
+
+
 def _colour(x: Tensor, cls: str, scorer: Scorer) -> str:
-    t = scorer.text_features([article(f"{colour} {cls}") for colour in COLORS])
-    return list(COLORS)[int((t @ x).argmax())]
+    return list(COLORS)[int((_palette(cls, scorer) @ x).argmax())]
 
 
 def read_pair(image, first: str, second: str, model=None) -> tuple[bool, str, str]:
