@@ -1,4 +1,4 @@
-"""Pretraining Pocket Diffusion from nothing: pictures, autoencoder, latents, text encoder + U-Net. One script for CPU and CUDA.
+"""Pretraining Pocket Diffusion from nothing: pictures, autoencoder, latents, text encoder + U-Net; on CPU and CUDA.
 
     python -m mixofshow_lite.pocket.pretrain all --work runs/pocket --out data/pocket --vae-minutes 30 --minutes 90
 
@@ -7,8 +7,10 @@ Every stage is timed by its own budget in minutes of training (kept across resta
 """
 
 import argparse
+import contextlib
 import copy
 import csv
+import functools
 import hashlib
 import math
 import time
@@ -19,12 +21,13 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import anatomy, data, muon, tokens
 
 
 class Budget:
-    """A training budget in minutes: `progress` in [0, 1] drives the learning rate, so any length ends fully annealed."""
+    """A training budget in minutes: `progress` in [0, 1] drives the learning rate, so any length ends annealed."""
 
     def __init__(self, minutes: float, used: float = 0.0):
         self.total, self.used, self.start = 60 * minutes, used, time.time()
@@ -187,7 +190,7 @@ def preview_vae(vae, images, device, file):
 
 
 def encode(args, device, vae, tokenizer):
-    """The world's pictures as latent moments and token ids, once: latents.npy (n, 2C, 16, 16) fp16, tokens.npy (n, captions, N)."""
+    """The world as latent moments (n, 2C, 16, 16), kept in latents.npy (fp16), and token ids (n, captions, N)."""
     folder = data.render_cache(f"{args.work}/world", args.pictures, seed=0)
     file = Path(args.work) / "latents.npy"
     images, rows = data.load_cache(folder)
@@ -232,14 +235,17 @@ def train_diffusion(args, device, vae):
         "diffusion", args.work, {"text": text, "unet": unet}, args.minutes, device, 0.9995, args.lr, weight_decay=0.01
     )
     torch.manual_seed(run.step)
-    compiled = torch.compile(unet) if device.type == "cuda" else unet
+    on_gpu = device.type == "cuda"
+    compiled = torch.compile(unet) if on_gpu else unet.to(memory_format=torch.channels_last)
+    # on CPUs the plain attention is the faster one
+    attention = contextlib.nullcontext if on_gpu else functools.partial(sdpa_kernel, SDPBackend.MATH)
     going, next_preview, scale = run.budget.progress < 1, 60.0 + run.budget.spent, vae.config.scaling_factor
     while going:
         pick = torch.randint(len(moments), (args.batch,), device=device)
         mean, std = moments[pick].float().chunk(2, 1)
         words = ids[pick, torch.randint(ids.shape[1], (args.batch,), device=device)]
         words = torch.where(torch.rand(args.batch, 1, device=device) < 0.1, empty, words)
-        with autocast(device):
+        with autocast(device), attention():
             context = text(words).last_hidden_state
             loss = diffusion_loss(compiled, scale * (mean + std * torch.randn_like(mean)), context, schedule)
         going = run.update(loss)
@@ -257,7 +263,7 @@ def train_diffusion(args, device, vae):
 
 
 def assemble(folder, vae, text, unet, tokenizer):
-    """Write the diffusers folder (fp16 safetensors) that load_base and a stock StableDiffusionPipeline read, and its SHA256SUMS."""
+    """Write the diffusers folder (fp16) that load_base and a stock StableDiffusionPipeline read, and its SHA256SUMS."""
     folder = Path(folder)
     parts = [copy.deepcopy(m).half() for m in (vae, text, unet)]
     pipe = StableDiffusionPipeline(
@@ -279,8 +285,9 @@ def checksums(folder):
 
 
 PREVIEW = (
-    "a red cat on the beach", "photo of a blue rabbit in the forest", "a green robot in the city at night", "a yellow frog on the moon",
-    "a purple mug in the desert", "a pink bear in the snow", "a white bird and a brown cat in the forest", "two friends on the beach",
+    "a red cat on the beach", "photo of a blue rabbit in the forest", "a green robot in the city at night",
+    "a yellow frog on the moon", "a purple mug in the desert", "a pink bear in the snow",
+    "a white bird and a brown cat in the forest", "two friends on the beach",
 )  # fmt: skip
 
 
@@ -301,8 +308,8 @@ def main():
     parser.add_argument("--out", default="data/pocket", help="the diffusers folder that ships")
     parser.add_argument("--pictures", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=90, help="of text encoder + U-Net training")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--preview-minutes", type=float, default=8)
     parser.add_argument("--vae-pictures", type=int, default=12000)
     parser.add_argument("--vae-minutes", type=float, default=30)
