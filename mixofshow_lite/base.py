@@ -143,13 +143,13 @@ class DiffusionModel:
         for rest in cut:
             if rest:
                 warnings.warn(
-                    f"The prompt is longer than {self.tokens - 2} tokens, this was cut off: {rest!r}.", stacklevel=4
+                    f"The prompt is longer than {self.tokens - 2} tokens, this was cut off: {rest!r}.", stacklevel=5
                 )
         for word in {w for prompt in prompts for w in WORD.findall(prompt)} - set(words) - self.warned:
             self.warned.add(word)
             known = ", ".join(words) or "no concept words"
             warnings.warn(
-                f"{word} is no concept word of this model (it knows {known}): join its concept first.", stacklevel=4
+                f"{word} is no concept word of this model (it knows {known}): join its concept first.", stacklevel=5
             )
         if self.known_words:
             plain = (w for prompt in prompts for w in re.findall(r"[a-z]+", WORD.sub(" ", prompt).lower()))
@@ -159,7 +159,7 @@ class DiffusionModel:
                 warnings.warn(
                     f"The {self.base_id} model does not know: {', '.join(sorted(unknown))}. "
                     f"It knows: {', '.join(sorted(self.known_words))}.",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
     def prompt_embeds(self, prompts: str | Sequence[str]) -> Tensor:

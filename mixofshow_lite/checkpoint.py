@@ -8,13 +8,16 @@ from torch import Tensor
 
 
 class Checkpoint:
-    """The state of an interrupted run in one file, written every `every` steps; None keeps nothing.
+    """The state of an interrupted run in one file, written every few steps; the path None keeps nothing.
 
-    The trained tensors live in the optimizer's groups, so that is where they are read and written.
+    `key` names the run: a checkpoint of another one is not taken up. `parts` are schedule, scaler and generator. The
+    trained tensors live in the optimizer's groups, so that is where they are read and written.
     """
 
-    def __init__(self, path, key: str, optimizer, every: int = 50, **parts):
-        self.path, self.key, self.every = path and Path(path), key, every
+    every = 50  # steps between two writes
+
+    def __init__(self, path: str | Path | None, key: str, optimizer: torch.optim.Optimizer, **parts):
+        self.path, self.key = path and Path(path), key
         self.optimizer, self.parts, self.step = optimizer, parts, 0
         if self.path and self.path.is_file():
             try:

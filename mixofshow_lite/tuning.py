@@ -129,10 +129,9 @@ def tune(
     recipe = recipe_for(base, recipe)
     name, class_word = name or data.name, class_word or data.class_word
     words = tuple(words or (f"<{slug(name)}{i + 1}>" for i in range(len(recipe.init))))
-    check(recipe, words, class_word, base)
+    check(recipe, words, class_word, base, steps)
     phrase = " ".join((*words, class_word) if recipe.class_after else words)
-    batch = recipe.batch
-    steps = steps or recipe.steps or math.ceil(500 * len(data) / batch)
+    steps = steps or recipe.steps or math.ceil(500 * len(data) / recipe.batch)
 
     model = base.copy()
     rows = init_rows(base, recipe, words, class_word, seed)
@@ -149,7 +148,7 @@ def tune(
 
     with tqdm(total=steps, initial=state.step, disable=not progress, desc=f"tuning {name}") as bar:
         for step in range(state.step, steps):
-            pick = draw(len(latents), batch, generator)
+            pick = draw(len(latents), recipe.batch, generator)
             with torch.autocast(base.device.type, base.dtype, enabled=half):
                 context = model.context([prompts[i] for i in pick], expand(rows, len(base.layers)))  # (B, L, N, D)
                 mask = None if weights is None else weights[pick]
@@ -194,8 +193,12 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w-]+", "_", name.lower()).strip("_") or "concept"
 
 
-def check(recipe: Recipe, words: tuple[str, ...], class_word: str | None, base: DiffusionModel) -> None:
+def check(
+    recipe: Recipe, words: tuple[str, ...], class_word: str | None, base: DiffusionModel, steps: int | None
+) -> None:
     """Raise one sentence on arguments that cannot be tuned with."""
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps={steps}: tune for at least one step.")
     if not class_word:
         raise ValueError('The class word is missing: say what the concept is, e.g. tune(..., class_word="rabbit").')
     if len(words) != len(recipe.init):
