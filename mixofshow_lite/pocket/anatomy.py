@@ -1,9 +1,9 @@
-"""Pocket Diffusion's anatomy: Stable Diffusion 1.5's, made small. Every network is a stock diffusers/transformers class.
+"""Pocket Diffusion's anatomy: Stable Diffusion 1.5's, made small, from stock diffusers and transformers classes.
 
 network      class                   here
 VAE          AutoencoderKL           f = 8, 8 latent channels, 128 px -> 16 x 16
 text         CLIPTextModel           width 256, 3 layers, up to 32 tokens
-U-Net        UNet2DConditionModel    three cross-attention blocks + one plain, so 16 cross-attention layers (6 down, 1 mid, 9 up)
+U-Net        UNet2DConditionModel    three cross-attention blocks, one plain: 16 cross-attentions (6 down, 1 mid, 9 up)
 noise        DDPM betas of SD 1.5    scaled linear, 1000 steps, epsilon prediction
 """
 
@@ -31,7 +31,8 @@ def build_vae() -> AutoencoderKL:
 def build_unet(widths=(96, 128, 96, 64), heads: int = 4) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=LATENT, in_channels=CHANNELS, out_channels=CHANNELS, layers_per_block=2, block_out_channels=widths,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=TEXT_WIDTH, attention_head_dim=heads, norm_num_groups=16,
     )  # fmt: skip
 

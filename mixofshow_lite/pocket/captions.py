@@ -1,5 +1,5 @@
-"""Captions of Pocket World: varied plain English, attributes sometimes left out, so that short, long, global and regional
-prompts are all inside the domain of Pocket Diffusion."""
+"""Captions of Pocket World: varied plain English, attributes sometimes left out, so that short, long, global and
+regional prompts are all inside the domain of Pocket Diffusion."""
 
 from .world import Picture, Subject
 
@@ -60,7 +60,10 @@ def _pair(a: Subject, b: Subject, rng) -> str:
 
 
 def caption(picture: Picture, rng) -> str:
-    """One caption; called again it gives another of the same picture. Several subjects: all, one, only the count, or only the place."""
+    """One caption; called again it gives another of the same picture.
+
+    Of several subjects it names all, or one, or gives only the count, or only the place.
+    """
     subjects = sorted(picture.subjects, key=lambda s: s.x)
     n, roll = len(subjects), rng.random()
     people = n > 1 and all(s.is_character for s in subjects)

@@ -301,7 +301,8 @@ class _Paint:
                 )
             if name == "moustache":
                 y = hy + ry * 0.45
-                d = f"M{hx:.1f} {y:.1f} Q{hx - 8:.1f} {y - 6:.1f} {hx - 16:.1f} {y + 3:.1f} Q{hx - 8:.1f} {y + 6:.1f} {hx:.1f} {y + 2:.1f}"
+                d = f"M{hx:.1f} {y:.1f} Q{hx - 8:.1f} {y - 6:.1f} {hx - 16:.1f} {y + 3:.1f}"
+                d += f" Q{hx - 8:.1f} {y + 6:.1f} {hx:.1f} {y + 2:.1f}"
                 d += (
                     f" Q{hx + 8:.1f} {y + 6:.1f} {hx + 16:.1f} {y + 3:.1f} Q{hx + 8:.1f} {y - 6:.1f} {hx:.1f} {y:.1f} Z"
                 )

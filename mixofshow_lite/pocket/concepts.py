@@ -1,7 +1,8 @@
-"""The concepts that ship with the kit, drawn by the renderer: 15 of them, in-domain and out-domain, two groups of look-alikes.
+"""The concepts that ship with the kit, drawn by the renderer: 15 of them, two groups of three look-alikes among them.
 
-In-domain concepts are points of the pretraining world. Out-domain concepts wear what that world never shows: patterns, extra
-parts, other outlines, other scenery. Every folder is a Hugging Face imagefolder with captions (`<TOK>` stands for the concept) and masks.
+In-domain concepts are points of the pretraining world. Out-domain concepts wear what that world never shows: patterns,
+extra parts, other outlines, other scenery. Every folder is a Hugging Face imagefolder with captions (`<TOK>` stands for
+the concept) and masks.
 
     python -m mixofshow_lite.pocket.concepts data/concepts            # 128 px
     python -m mixofshow_lite.pocket.concepts out/concepts512 --size 512   # the same pictures, for SD 1.5
@@ -42,28 +43,41 @@ class Spec:
 WHITE, BLACK, GOLD, TEAL = (0.96, 0.95, 0.94), (0.16, 0.15, 0.2), (0.97, 0.78, 0.25), (0.16, 0.6, 0.62)
 
 CONCEPTS = {
-    "bibi": Spec("rabbit", "out", "A white rabbit in purple stripes, with a golden horn.", WHITE, {"ear": 1.25, "eye": 1.2, "belly": 0.0},
-                 eye_rgb=(0.45, 0.3, 0.8), pattern=("stripes", (0.55, 0.32, 0.78), 1.1), parts=(("horn", GOLD),), group="rabbits"),
-    "momo": Spec("rabbit", "out", "A yellow rabbit with brown spots and an eyepatch.", (0.97, 0.82, 0.35), {"ear": 0.85, "body_w": 1.2, "belly": 0.0},
-                 pattern=("spots", (0.5, 0.28, 0.14), 1.05), parts=(("eyepatch", BLACK),), group="rabbits"),
-    "kiki": Spec("rabbit", "out", "A blue rabbit with white checks and pink wings.", (0.35, 0.55, 0.9), {"ear": 1.05, "body_w": 0.85, "belly": 0.0},
-                 pattern=("checks", WHITE, 1.0), parts=(("wings", (0.97, 0.6, 0.75)),), group="rabbits"),
-    "rusty": Spec("robot", "out", "An orange robot in dark bands, with a moustache.", (0.95, 0.55, 0.2), {"body_w": 1.2, "belly": 0.0},
-                  pattern=("bands", (0.35, 0.2, 0.15), 1.0), parts=(("moustache", WHITE),), group="robots"),
-    "volt": Spec("robot", "out", "A purple robot full of yellow stars, with antlers.", (0.5, 0.3, 0.7), {"head_w": 1.1, "belly": 0.6},
-                 pattern=("stars", GOLD, 1.15), parts=(("antlers", (0.65, 0.45, 0.25)),), group="robots"),
-    "pixel": Spec("robot", "out", "A green robot in black checks, wearing a red cape.", (0.45, 0.8, 0.4), {"body_w": 0.9, "belly": 0.6},
-                  pattern=("checks", BLACK, 1.1), parts=(("cape", (0.85, 0.18, 0.2)),), group="robots"),
-    "mochi": Spec("cat", "in", "A slim white cat with green eyes and a red scarf.", WHITE, {"body_w": 0.82, "head_w": 0.95, "ear": 1.2, "eye": 1.15},
-                  (("scarf", "red"),), eye_rgb=(0.25, 0.65, 0.4)),
-    "bruno": Spec("bear", "in", "A stout brown bear with small ears and a blue hat.", (0.5, 0.34, 0.22), {"body_w": 1.25, "ear": 0.78, "belly": 0.7},
-                  (("hat", "blue"),)),
-    "fern": Spec("frog", "in", "A teal frog, between green and blue, with a yellow crown.", (0.25, 0.62, 0.62), {"body_w": 1.1, "eye": 1.25}, (("crown", "yellow"),)),
-    "tango": Spec("bird", "out", "A red bird in thick ink, with white spots and a cape.", (0.85, 0.2, 0.2), {"belly": 0.0, "limb": 1.2},
-                  pattern=("spots", WHITE, 0.9), parts=(("cape", TEAL),), outline=2.2),
-    "beetle": Spec("car", "in", "A long low pink car.", (0.97, 0.62, 0.76), {"wide": 1.22, "tall": 0.85, "part": 0.8}),
-    "zigzag": Spec("mug", "out", "A white mug in teal stripes.", WHITE, {"wide": 1.1}, pattern=("stripes", TEAL, 1.2)),
-    "polka": Spec("umbrella", "out", "A blue umbrella with golden stars.", (0.25, 0.35, 0.75), {"wide": 1.15}, pattern=("stars", GOLD, 1.2)),
+    "bibi": Spec("rabbit", "out", "A white rabbit in purple stripes, with a golden horn.",
+        WHITE, {"ear": 1.25, "eye": 1.2, "belly": 0.0}, eye_rgb=(0.45, 0.3, 0.8),
+        pattern=("stripes", (0.55, 0.32, 0.78), 1.1), parts=(("horn", GOLD),), group="rabbits"),
+    "momo": Spec("rabbit", "out", "A yellow rabbit with brown spots and an eyepatch.",
+        (0.97, 0.82, 0.35), {"ear": 0.85, "body_w": 1.2, "belly": 0.0},
+        pattern=("spots", (0.5, 0.28, 0.14), 1.05), parts=(("eyepatch", BLACK),), group="rabbits"),
+    "kiki": Spec("rabbit", "out", "A blue rabbit with white checks and pink wings.",
+        (0.35, 0.55, 0.9), {"ear": 1.05, "body_w": 0.85, "belly": 0.0},
+        pattern=("checks", WHITE, 1.0), parts=(("wings", (0.97, 0.6, 0.75)),), group="rabbits"),
+    "rusty": Spec("robot", "out", "An orange robot in dark bands, with a moustache.",
+        (0.95, 0.55, 0.2), {"body_w": 1.2, "belly": 0.0},
+        pattern=("bands", (0.35, 0.2, 0.15), 1.0), parts=(("moustache", WHITE),), group="robots"),
+    "volt": Spec("robot", "out", "A purple robot full of yellow stars, with antlers.",
+        (0.5, 0.3, 0.7), {"head_w": 1.1, "belly": 0.6},
+        pattern=("stars", GOLD, 1.15), parts=(("antlers", (0.65, 0.45, 0.25)),), group="robots"),
+    "pixel": Spec("robot", "out", "A green robot in black checks, wearing a red cape.",
+        (0.45, 0.8, 0.4), {"body_w": 0.9, "belly": 0.6},
+        pattern=("checks", BLACK, 1.1), parts=(("cape", (0.85, 0.18, 0.2)),), group="robots"),
+    "mochi": Spec("cat", "in", "A slim white cat with green eyes and a red scarf.",
+        WHITE, {"body_w": 0.82, "head_w": 0.95, "ear": 1.2, "eye": 1.15},
+        (("scarf", "red"),), eye_rgb=(0.25, 0.65, 0.4)),
+    "bruno": Spec("bear", "in", "A stout brown bear with small ears and a blue hat.",
+        (0.5, 0.34, 0.22), {"body_w": 1.25, "ear": 0.78, "belly": 0.7},
+        (("hat", "blue"),)),
+    "fern": Spec("frog", "in", "A teal frog, between green and blue, with a yellow crown.",
+        (0.25, 0.62, 0.62), {"body_w": 1.1, "eye": 1.25}, (("crown", "yellow"),)),
+    "tango": Spec("bird", "out", "A red bird in thick ink, with white spots and a cape.",
+        (0.85, 0.2, 0.2), {"belly": 0.0, "limb": 1.2},
+        pattern=("spots", WHITE, 0.9), parts=(("cape", TEAL),), outline=2.2),
+    "beetle": Spec("car", "in", "A long low pink car.",
+        (0.97, 0.62, 0.76), {"wide": 1.22, "tall": 0.85, "part": 0.8}),
+    "zigzag": Spec("mug", "out", "A white mug in teal stripes.",
+        WHITE, {"wide": 1.1}, pattern=("stripes", TEAL, 1.2)),
+    "polka": Spec("umbrella", "out", "A blue umbrella with golden stars.",
+        (0.25, 0.35, 0.75), {"wide": 1.15}, pattern=("stars", GOLD, 1.2)),
     "cove": Spec("beach", "in", "A turquoise cove at a low horizon, always the same palm."),
     "lava": Spec("desert", "out", "A black desert with a volcano and rivers of lava."),
 }  # fmt: skip
@@ -80,12 +94,12 @@ def subject(name: str) -> Subject:
         if k in shape
     }
     worn = [(item, tint, world.hsv(*world.COLORS[tint])) for item, tint in spec.accessories]
-    return Subject(spec.cls, None, spec.rgb, shape | spec.shape, accessories=worn, eye_rgb=spec.eye_rgb, pattern=spec.pattern,
-                   parts=list(spec.parts), outline=spec.outline)  # fmt: skip
+    marks = {"pattern": spec.pattern, "parts": list(spec.parts), "outline": spec.outline}
+    return Subject(spec.cls, None, spec.rgb, shape | spec.shape, accessories=worn, eye_rgb=spec.eye_rgb, **marks)
 
 
 def picture(name: str, index: int) -> tuple[Picture, str]:
-    """Picture `index` of a concept and its caption: the look stays, scene, place, size, pose, expression and light vary."""
+    """Picture `index` of a concept and its caption: the look stays, scene, place, size, pose, mood and light vary."""
     spec = CONCEPTS[name]
     rng = np.random.default_rng([11, list(CONCEPTS).index(name), index])
     light = ("day", "day", "day", "sunset", "night")[index % 5]

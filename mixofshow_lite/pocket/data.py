@@ -1,4 +1,4 @@
-"""Pictures for pretraining: Pocket World rendered once into a cache (uint8 memory map + captions + parameters), on all cores."""
+"""Pictures for pretraining: Pocket World rendered once, on all cores, into pixels, captions, parameters."""
 
 import json
 import os
@@ -17,7 +17,7 @@ CAPTIONS_EACH = 6
 
 
 def decorate(rng, subject):
-    """Out-domain marks at random, for the autoencoder only: it is a general codec and must not be the bottleneck of identity."""
+    """Out-domain marks at random, for the autoencoder only: a general codec, not to be the bottleneck of identity."""
     if rng.random() < 0.5:
         tint = world.sample_colour(rng, str(rng.choice(list(world.COLORS))))
         subject.pattern = (str(rng.choice(PATTERNS)), tint, float(rng.uniform(0.7, 1.4)))
@@ -50,7 +50,7 @@ def _chunk(args):
 
 
 def render_cache(folder, n: int, seed: int = 0, wide: bool = False, workers: int | None = None) -> Path:
-    """Render `n` pictures to folder/images.npy (n, 128, 128, 3) and folder/pictures.jsonl. Done already: returns at once."""
+    """Render `n` pictures to folder/images.npy (n, 128, 128, 3) and folder/pictures.jsonl; done already, it returns."""
     folder = Path(folder)
     file, done = folder / "images.npy", folder / "pictures.jsonl"
     if done.exists():

@@ -1,14 +1,15 @@
-"""Muon for pretraining: momentum whose matrix updates are orthogonalised (Jordan et al., 2024), Adam for everything else.
+"""Muon for pretraining: momentum whose matrix updates are orthogonalised (Jordan et al., 2024), Adam for all else.
 
-On two CPU cores it took the autoencoder to 21.7 dB in the minute in which Adam reached 18.7 dB. `torch.optim.Muon` accepts
-only 2-D weights, most of ours are convolutions, hence these lines.
+On two CPU cores it took the autoencoder to 21.7 dB in the minute in which Adam reached 18.7 dB. `torch.optim.Muon`
+accepts only 2-D weights, most of ours are convolutions, hence these lines.
 """
 
 import torch
 
 
 def orthogonalise(g: torch.Tensor, rounds: int = 5) -> torch.Tensor:
-    """Nearest semi-orthogonal matrix of g (b, m, n), roughly: all singular values are pulled into about [0.7, 1.2] (quintic Newton-Schulz)."""
+    """Nearest semi-orthogonal matrix of g (b, m, n), roughly: quintic Newton-Schulz steps pull all singular values into
+    about [0.7, 1.2]."""
     x = g.bfloat16()
     if g.shape[1] > g.shape[2]:
         x = x.mT
@@ -50,7 +51,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def split(module: torch.nn.Module, keep_adam=("conv_in", "conv_out", "embedding", "quant_conv")) -> tuple[list, list]:
-    """Weights for Muon (matrices inside the network) and for Adam (first and last layers, embeddings, norms, biases)."""
+    """Weights for Muon (matrices inside the network), for Adam (first and last layers, embeddings, norms, biases)."""
     inside = [p for name, p in module.named_parameters() if p.ndim >= 2 and not any(k in name for k in keep_adam)]
     chosen = {id(p) for p in inside}
     return inside, [p for p in module.parameters() if id(p) not in chosen]

@@ -33,8 +33,8 @@ def _skin(subject, key, shape, centre, radii):
 def _car(s, key):
     c, e, w, h, k = s.rgb, dark(s.rgb), 46 * s.shape["wide"], 22 * s.shape["tall"], s.shape["part"]
     base = -9
-    d = f"M{-w:.1f} {base} L{-w:.1f} {base - h * 0.7:.1f} Q{-w:.1f} {base - h:.1f} {-w * 0.8:.1f} {base - h:.1f} L{w * 0.75:.1f} {base - h:.1f}"
-    d += f" Q{w:.1f} {base - h * 0.9:.1f} {w:.1f} {base - h * 0.4:.1f} L{w:.1f} {base} Z"
+    d = f"M{-w:.1f} {base} L{-w:.1f} {base - h * 0.7:.1f} Q{-w:.1f} {base - h:.1f} {-w * 0.8:.1f} {base - h:.1f}"
+    d += f" L{w * 0.75:.1f} {base - h:.1f} Q{w:.1f} {base - h * 0.9:.1f} {w:.1f} {base - h * 0.4:.1f} L{w:.1f} {base} Z"
     roof = base - h - 20 * k
     cabin = [(-w * 0.55, base - h + 1), (-w * 0.35, roof), (w * 0.28, roof), (w * 0.55, base - h + 1)]
     glass = [(-w * 0.42, base - h - 1), (-w * 0.28, roof + 4), (w * 0.22, roof + 4), (w * 0.4, base - h - 1)]

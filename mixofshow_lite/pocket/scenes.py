@@ -1,6 +1,6 @@
 """The scenes of Pocket World: six backgrounds, each from a handful of continuous parameters.
 
-`p` maps names to numbers in [0, 1]: horizon, hue, a, b, c, d (free placements). A scene fills the whole 128 x 128 space.
+`p` maps names to numbers in [0, 1]: horizon, hue, a, b, c, d (free placements). A scene fills the 128 x 128 space.
 """
 
 import math
@@ -162,7 +162,8 @@ def _desert(p):
         x, g, e = 8 + 112 * where, (0.3, 0.56, 0.34), (0.18, 0.38, 0.24)
         out += [box(x - 3.4 * size, y - 25 * size, 6.8 * size, 30 * size, 3.2 * size, g, e, 1.0)]
         for k, up in ((-1, 14), (1, 19)):
-            d = f"M{x:.1f} {y - 8 * size:.1f} L{x + k * 9 * size:.1f} {y - 8 * size:.1f} L{x + k * 9 * size:.1f} {y - up * size:.1f}"
+            d = f"M{x:.1f} {y - 8 * size:.1f} L{x + k * 9 * size:.1f} {y - 8 * size:.1f}"
+            d += f" L{x + k * 9 * size:.1f} {y - up * size:.1f}"
             out.append(path(d, None, g, 4.2 * size))
     return out
 

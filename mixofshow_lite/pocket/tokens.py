@@ -1,7 +1,7 @@
 """Pocket Diffusion's tokenizer: a stock CLIPTokenizer whose byte-pair merges were learned on the world's own captions.
 
-Every word the world uses is one token; any other word is split into bytes and pieces, so nothing crashes. `words.txt` beside
-the tokenizer lists the words the model knows.
+Every word the world uses is one token; any other word is split into bytes and pieces, so nothing crashes. `words.txt`
+beside the tokenizer lists the words the model knows.
 """
 
 import json
@@ -28,7 +28,7 @@ def known_words(pictures: int = 4000) -> list[str]:
 
 
 def build_tokenizer(folder) -> CLIPTokenizer:
-    """Learn merges until every known word is one token, write folder/{vocab.json, merges.txt, words.txt, …} and load it back."""
+    """Learn merges until every known word is one token, write folder/{vocab.json, merges.txt, words.txt, …}."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     words = known_words()

@@ -1,9 +1,10 @@
 """Pocket World: pictures from continuous parameters, with captions, masks, keypoints and a sketch for free.
 
-`sample(rng)` draws the parameters of a picture, `render(picture, size)` its pixels at any size, `captions.caption(picture, rng)`
-its words. Everything comes from one `numpy.random.Generator`, so a seed is a picture on any machine. The world these functions
-draw is the *domain* of Pocket Diffusion; patterns, extra parts and drawing styles (`Subject.pattern`, `.parts`, `.outline`) are
-left out of it on purpose, they belong to the out-domain concepts of `concepts.py`.
+`sample(rng)` draws the parameters of a picture, `render(picture, size)` its pixels at any size and
+`captions.caption(picture, rng)` its words. Everything comes from one `numpy.random.Generator`, so a seed is a picture
+on any machine. The world these functions draw is the *domain* of Pocket Diffusion; patterns, extra parts and drawing
+styles (`Subject.pattern`, `.parts`, `.outline`) are left out of it on purpose, they belong to the out-domain concepts
+of `concepts.py`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,10 @@ COLORS = {  # name -> hue (turns), saturation, value at the middle of the name
     "white": (0.1, 0.04, 0.97), "gray": (0.6, 0.05, 0.6),
 }  # fmt: skip
 LIGHTS = ("day", "sunset", "night")
-SKETCH = "ellipse,path,rect,polygon{fill:#fff !important;stroke:#000 !important;stroke-width:1.3 !important;opacity:1 !important}"
+SKETCH = (
+    "ellipse,path,rect,polygon"
+    "{fill:#fff !important;stroke:#000 !important;stroke-width:1.3 !important;opacity:1 !important}"
+)
 
 
 @dataclass
@@ -73,7 +77,7 @@ class Render:
 
 
 def held_out(cls: str, colour: str | None, scene: str) -> bool:
-    """True for the tenth of all class-colour-scene combinations that pretraining never sees; the bars are measured on them."""
+    """True for the tenth of all class-colour-scene combinations that pretraining never sees: the bars are of them."""
     if colour is None:
         return False
     return (3 * CLASSES.index(cls) + 7 * list(COLORS).index(colour) + 4 * SCENES.index(scene)) % 10 == 0
@@ -100,7 +104,7 @@ def sample_pose(rng):
 
 
 def sample_subject(rng, cls: str | None = None, colour: str | None = "any") -> Subject:
-    """A subject without a place. `colour` is a name, None for an in-between colour, "any" to draw one (in between: 1 in 8)."""
+    """A subject without a place. `colour` is a name, None for one in between, "any" to draw one (1 in 8 in between)."""
     cls = cls or str(rng.choice(CLASSES, p=_CLASS_ODDS))
     if colour == "any":
         colour = None if rng.random() < 0.125 else str(rng.choice(list(COLORS)))
@@ -122,7 +126,7 @@ _CLASS_ODDS = [0.115] * len(CHARACTERS) + [0.31 / len(OBJECTS)] * len(OBJECTS)
 
 
 def place(rng, subjects: list[Subject]) -> list[Subject]:
-    """Give subjects sizes and places: anywhere in the picture, sometimes overlapping, farther ones first (Section 3.4 needs this)."""
+    """Give subjects sizes and places: anywhere, sometimes overlapping, farther ones first (Section 3.4 needs this)."""
     n = len(subjects)
     low, high = ((0.42, 0.74), (0.38, 0.56), (0.32, 0.44))[n - 1]
     slots = rng.permutation(n)
@@ -204,7 +208,7 @@ def draw_image(picture: Picture, size: int = 128) -> np.ndarray:
 
 
 def render(picture: Picture, size: int = 128) -> Render:
-    """Pixels, per-subject visible masks, keypoints and a line sketch at `size` x `size`; the same layout at every size."""
+    """Pixels, each subject's visible mask and keypoints, a sketch, at `size` x `size`: one layout at any size."""
     groups = [draw_subject(s, f"s{i}") for i, s in enumerate(picture.subjects)]
     cover = [rasterise([g], size)[..., 3].astype(np.float32) / 255 for g in groups]
     masks = []
