@@ -52,6 +52,7 @@ bench: $(VENV)/.run
 pretrain: $(VENV)/.run
 	$(BIN)/python -m mixofshow_lite.pocket.pretrain all $(ARGS)
 	$(BIN)/python -m mixofshow_lite.pocket.clip train
+	$(BIN)/python -m mixofshow_lite.pocket.pretrain checksums
 
 # Runs every notebook in place, so that its committed outputs are fresh.
 notebooks: $(VENV)/.lab

@@ -12,6 +12,7 @@ import copy
 import csv
 import functools
 import hashlib
+import json
 import math
 import time
 from pathlib import Path
@@ -24,6 +25,9 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import anatomy, data, muon, tokens
+
+
+GUIDANCE = 4.0  # the shipped model's default scale of classifier-free guidance
 
 
 class Budget:
@@ -273,6 +277,8 @@ def assemble(folder, vae, text, unet, tokenizer):
     pipe.save_pretrained(folder, safe_serialization=True)
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    about = {"base_id": "pocket-v1", "guidance": GUIDANCE}
+    (folder / "mixofshow.json").write_text(json.dumps(about, indent=2) + "\n")
     (folder / "words.txt").write_text("\n".join(tokens.known_words()) + "\n")
     checksums(folder)
 
@@ -296,19 +302,19 @@ def preview(folder, file, device, each: int = 2):
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True).to(device)
     pipe.set_progress_bar_config(disable=True)
     with autocast(device):
-        rows = [pipe(list(PREVIEW), num_inference_steps=20, guidance_scale=4.0, output_type="np",
+        rows = [pipe(list(PREVIEW), num_inference_steps=20, guidance_scale=GUIDANCE, output_type="np",
                      generator=torch.Generator().manual_seed(k)).images for k in range(each)]  # fmt: skip
     grid((np.concatenate(rows) * 255).round().astype(np.uint8), len(PREVIEW)).save(file)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["cache", "vae", "diffusion", "all"])
+    parser.add_argument("stage", choices=["cache", "vae", "diffusion", "all", "checksums"])
     parser.add_argument("--work", default="runs/pocket", help="checkpoints, caches and logs")
     parser.add_argument("--out", default="data/pocket", help="the diffusers folder that ships")
     parser.add_argument("--pictures", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=90, help="of text encoder + U-Net training")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--preview-minutes", type=float, default=8)
     parser.add_argument("--vae-pictures", type=int, default=12000)
@@ -319,6 +325,8 @@ def main():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = True
     Path(args.work).mkdir(parents=True, exist_ok=True)
+    if args.stage == "checksums":
+        checksums(args.out)
     if args.stage == "cache":
         data.render_cache(f"{args.work}/wide", args.vae_pictures, seed=1, wide=True)
         data.render_cache(f"{args.work}/world", args.pictures, seed=0)
