@@ -124,7 +124,7 @@ def _sample(commands) -> None:
     c.add_argument("--concept", type=Path, help="a concept folder to draw with")
     c.add_argument("--alpha", type=float, default=1.0, help="strength of the concept's LoRA")
     c.add_argument(
-        "--region", action="append", default=[], metavar="TOP,LEFT,BOTTOM,RIGHT:PROMPT", help="may be repeated"
+        "--region", action="append", default=[], metavar="LEFT,TOP,RIGHT,BOTTOM:PROMPT", help="may be repeated"
     )
     c.add_argument("--negative-prompt", default="")
     c.add_argument("-n", type=int, default=1)
@@ -137,7 +137,7 @@ def _sample(commands) -> None:
 
 
 def parse_region(text: str):
-    """ "0.1,0,1,0.5:a red cat" -> Region; fractions of the picture (top, left, bottom, right)."""
+    """ "0,0.1,0.5,1:a red cat" -> Region; fractions of the picture (left, top, right, bottom)."""
     from . import Region
 
     numbers, colon, prompt = text.partition(":")
@@ -146,7 +146,7 @@ def parse_region(text: str):
     except ValueError:
         box = ()
     if not colon or len(box) != 4:
-        raise ValueError(f"the region {text!r} is not TOP,LEFT,BOTTOM,RIGHT:PROMPT, e.g. 0.1,0,1,0.5:a red cat")
+        raise ValueError(f"the region {text!r} is not LEFT,TOP,RIGHT,BOTTOM:PROMPT, e.g. 0,0.1,0.5,1:a red cat")
     return Region(prompt.strip(), box=box)
 
 

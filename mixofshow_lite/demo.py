@@ -29,7 +29,7 @@ from .resources import concepts_dir
 from .tuning import tune
 
 PLACE = "on the beach"  # where both are drawn together
-BOXES = ((0.1, 0.0, 1.0, 0.5), (0.1, 0.5, 1.0, 1.0))  # (top, left, bottom, right): the left and the right half
+BOXES = ((0.0, 0.1, 0.5, 1.0), (0.5, 0.1, 1.0, 1.0))  # (left, top, right, bottom): the left and the right half
 MODELS = ("alone", "weight fused", "gradient fused")
 
 

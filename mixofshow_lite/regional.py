@@ -37,7 +37,7 @@ class Region:
     """A prompt of its own for a part of the picture; give either a box or a mask."""
 
     prompt: str  # what is there, with concept words if wanted
-    box: tuple[float, float, float, float] | None = None  # (top, left, bottom, right), fractions of the picture in 0..1
+    box: tuple[float, float, float, float] | None = None  # (left, top, right, bottom), fractions of the picture in 0..1
     mask: np.ndarray | Image.Image | None = None  # (H, W), white or 1 inside; any size, stretched over the picture
     negative_prompt: str | None = None  # for this part only; None: the picture's negative prompt
     weight: float = 1.0  # relative to other regions where they overlap; below 1 lets the global prompt through
@@ -48,11 +48,11 @@ class Region:
         if not self.weight > 0:
             raise ValueError(f"The region {self.prompt!r} has weight {self.weight}: give one above 0.")
         if self.box is not None:
-            top, left, bottom, right = self.box
+            left, top, right, bottom = self.box
             if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
                 raise ValueError(
-                    f"The box {self.box} of the region {self.prompt!r} is not (top, left, bottom, right) with "
-                    "0 <= top < bottom <= 1 and 0 <= left < right <= 1: give fractions of the picture."
+                    f"The box {self.box} of the region {self.prompt!r} is not (left, top, right, bottom) with "
+                    "0 <= left < right <= 1 and 0 <= top < bottom <= 1: give fractions of the picture."
                 )
         else:
             self.mask = to_mask(self.mask, self.prompt)
@@ -60,7 +60,7 @@ class Region:
     def cover(self, h: int, w: int) -> Tensor:
         """Weight of the region on each cell of an h x w feature map, (h, w) in 0..1 before overlaps are settled."""
         if self.box is not None:
-            top, left, bottom, right = self.box
+            left, top, right, bottom = self.box
             share = overlap(top, bottom, h)[:, None] * overlap(left, right, w)[None]  # (h, w)
         else:
             share = area_mean(torch.from_numpy(self.mask), h, w)

@@ -42,15 +42,15 @@ def test_tune_fuse_and_sample(tuned, tiny_folder, tmp_path):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0000.png", "0001.png"]
     one = [*draw, str(tiny_folder), "--concept", str(tuned / "ruby")]
     assert main([*one, "--out", str(tmp_path / "b")]) == 0
-    assert main([*one, "--out", str(tmp_path / "c"), "--region", "0,0,1,0.5:a red cat"]) == 0
+    assert main([*one, "--out", str(tmp_path / "c"), "--region", "0,0,0.5,1:a red cat"]) == 0
     assert pixels(tmp_path / "b") != pixels(tmp_path / "c")  # the region is seen
 
 
 def test_a_region_is_read_never_evaluated():
-    region = parse_region("0.1, 0,1,0.5: a cat: red")
-    assert region.box == (0.1, 0.0, 1.0, 0.5) and region.prompt == "a cat: red"
+    region = parse_region("0, 0.1,0.5,1: a cat: red")
+    assert region.box == (0.0, 0.1, 0.5, 1.0) and region.prompt == "a cat: red"
     for text in ("a red cat", "0,0,1:a cat", "__import__('os'),0,1,1:a cat"):
-        with pytest.raises(ValueError, match="TOP,LEFT,BOTTOM,RIGHT"):
+        with pytest.raises(ValueError, match="LEFT,TOP,RIGHT,BOTTOM"):
             parse_region(text)
 
 
@@ -81,7 +81,7 @@ def test_the_scorer_goes_with_the_base():
         (["fuse", "nowhere", "--base", "nowhere"], "nowhere"),
         (["evaluate", "nowhere.png"], "--prompt"),
         (["evaluate", "nowhere.png", "--prompt", "a cat"], "nowhere.png"),
-        (["sample", "a cat", "--region", "here:a cat"], "TOP,LEFT"),
+        (["sample", "a cat", "--region", "here:a cat"], "LEFT,TOP"),
         (["demo", "--concepts", "one", "one"], "two different concepts"),
     ],
 )

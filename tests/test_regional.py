@@ -35,11 +35,11 @@ def test_no_regions_is_the_plain_sample(tiny_base):
 
 
 def test_a_region_with_the_global_prompt_changes_nothing(tiny_base):
-    assert close(draw(tiny_base, GLOBAL, [Region(GLOBAL, box=(0.1, 0.2, 0.6, 0.9))]), draw(tiny_base, GLOBAL))
+    assert close(draw(tiny_base, GLOBAL, [Region(GLOBAL, box=(0.2, 0.1, 0.9, 0.6))]), draw(tiny_base, GLOBAL))
 
 
 def test_two_identical_overlapping_boxes_are_one(tiny_base):
-    box = (0, 0.2, 0.7, 0.8)
+    box = (0.2, 0, 0.8, 0.7)
     one, two = [Region(LEFT, box=box)], [Region(LEFT, box=box), Region(LEFT, box=box)]
     assert close(draw(tiny_base, GLOBAL, one), draw(tiny_base, GLOBAL, two))
 
@@ -58,11 +58,11 @@ def test_negative_prompt_of_a_full_region_is_the_negative_prompt(tiny_base):
 
 
 @pytest.mark.parametrize(
-    "box", [(0, 0.25, 0.5, 1), (0.25, 0.0, 1, 0.5), (0.1, 0.33, 0.47, 0.92), (0.4, 0.1, 0.45, 0.9)]
+    "box", [(0.25, 0, 1, 0.5), (0.0, 0.25, 0.5, 1), (0.33, 0.1, 0.92, 0.47), (0.1, 0.4, 0.9, 0.45)]
 )
 @pytest.mark.parametrize("size", [(8, 8), (4, 4), (2, 2), (6, 10)])
 def test_boxes_round_as_the_official_code_and_masks_like_boxes(box, size):
-    (top, left, bottom, right), (h, w) = box, size
+    (left, top, right, bottom), (h, w) = box, size
     cover = Region("x", box=box).cover(h, w)
     rows, columns = range(math.ceil(top * h), math.floor(bottom * h)), range(math.ceil(left * w), math.floor(right * w))
     assert cover.sum() >= 1
@@ -80,7 +80,7 @@ def test_boxes_round_as_the_official_code_and_masks_like_boxes(box, size):
 def test_a_mask_that_is_a_box_draws_the_box(tiny_base):
     mask = np.zeros((64, 64), dtype=bool)
     mask[:32, 16:] = True
-    as_mask, as_box = [Region(LEFT, mask=mask)], [Region(LEFT, box=(0, 0.25, 0.5, 1))]
+    as_mask, as_box = [Region(LEFT, mask=mask)], [Region(LEFT, box=(0.25, 0, 1, 0.5))]
     assert np.array_equal(draw(tiny_base, GLOBAL, as_mask), draw(tiny_base, GLOBAL, as_box))
 
 
@@ -89,7 +89,7 @@ def test_weights_never_exceed_one_and_soft_masks_stay_soft():
     cover = Region("x", mask=soft).cover(4, 4)
     assert torch.allclose(cover[0], torch.from_numpy(soft[0].reshape(4, 16).mean(1)), atol=1e-6)
     weights = region_weights(
-        [Region("x", mask=soft), Region("y", box=(0, 0, 1, 0.5)), Region("z", box=(0, 0, 1, 1))], 4, 4
+        [Region("x", mask=soft), Region("y", box=(0, 0, 0.5, 1)), Region("z", box=(0, 0, 1, 1))], 4, 4
     )
     assert weights.shape == (3, 16) and weights.min() >= 0
     assert torch.allclose(weights.sum(0), torch.ones(16))
@@ -112,8 +112,8 @@ def by_hand(attn, x, context):
 def test_every_layer_against_einsum(tiny_base, concept):
     model = tiny_base.with_concept(concept)
     regions = [
-        Region("a <bibi1> <bibi2>", box=(0, 0, 1, 0.5)),
-        Region(RIGHT, box=(0, 0.25, 1, 1), negative_prompt=LEFT),
+        Region("a <bibi1> <bibi2>", box=(0, 0, 0.5, 1)),
+        Region(RIGHT, box=(0.25, 0, 1, 1), negative_prompt=LEFT),
     ]
     contexts = model.context([GLOBAL, "", *(r.prompt for r in regions), LEFT])  # (5, L, N, D)
     both = torch.stack([contexts[1], contexts[0]])  # negative, positive
@@ -139,7 +139,7 @@ def test_processors_come_off_also_after_an_error(tiny_base):
 
 
 def test_works_in_a_stock_pipeline_and_on_wide_pictures(tiny_base):
-    regions = [Region(LEFT, box=(0, 0, 1, 0.5))]
+    regions = [Region(LEFT, box=(0, 0, 0.5, 1))]
     wide = draw(tiny_base, GLOBAL, regions, size=(64, 128))
     assert wide.shape == (64, 128, 3)
     pipeline = tiny_base.pipeline()
@@ -156,8 +156,8 @@ def test_works_in_a_stock_pipeline_and_on_wide_pictures(tiny_base):
     [
         {},
         {"box": (0, 0, 1, 1), "mask": np.ones((4, 4))},
-        {"box": (0.5, 0, 0.5, 1)},
-        {"box": (0, 0, 1, 64)},
+        {"box": (0, 0.5, 1, 0.5)},
+        {"box": (0, 0, 64, 1)},
         {"mask": np.zeros((4, 4))},
         {"mask": np.ones((4, 4, 3))},
         {"mask": np.full((4, 4), 7.0)},

@@ -26,7 +26,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import anatomy, data, muon, tokens
 
-
 GUIDANCE = 4.0  # the shipped model's default scale of classifier-free guidance
 
 
