@@ -6,7 +6,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_dir() -> Path:
-    """Folder that holds `pocket/` and `concepts/`: the wheel's own copy where there is one, else the checkout's `data/`.
+    """Folder that holds `pocket/` and `concepts/`: the wheel's own copy if there is one, else the checkout's `data/`.
 
     Raises FileNotFoundError when neither exists (a package copied without its data).
     """

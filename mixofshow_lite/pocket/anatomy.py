@@ -47,6 +47,7 @@ def build_text_encoder(vocabulary: int, bos: int, eos: int, pad: int, layers: in
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(
+        steps_offset=1,
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
         algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=False, timestep_spacing="trailing",
     )  # fmt: skip
