@@ -47,7 +47,7 @@ lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(if $(NOTEBOOKS),notebooks) $(ARGS)
 
 bench: $(VENV)/.run
-	$(BIN)/mixofshow doctor --bench $(ARGS)
+	$(BIN)/python -m mixofshow_lite.bench $(ARGS)
 
 pretrain: $(VENV)/.run
 	$(BIN)/python -m mixofshow_lite.pocket.pretrain all $(ARGS)

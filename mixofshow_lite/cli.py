@@ -210,7 +210,6 @@ def _open(file: Path):
 
 def _doctor(commands) -> None:
     c = commands.add_parser("doctor", help="what is installed, does the base load, is there room on the disk")
-    c.add_argument("--bench", action="store_true", help="also time four pictures and a few tuning steps")
     _base(c)
     c.set_defaults(run=run_doctor)
 
@@ -247,27 +246,6 @@ def run_doctor(args) -> None:
         print("evaluation       Pocket CLIP works")
     except (ImportError, OSError) as error:
         print(f"evaluation       {error}")
-    if args.bench:
-        bench(base)
-
-
-def bench(base) -> None:
-    """Print the seconds of four pictures and of a tuning step, and the peak memory so far."""
-    import resource
-    import time
-
-    from . import ConceptData, tune
-    from .resources import concepts_dir
-
-    start = time.perf_counter()
-    base.sample("a photo of a red cat on the beach", n=4, progress=False)
-    print(f"four pictures    {time.perf_counter() - start:.1f} s (25 steps, with guidance)")
-    folder = next(p.parent for p in sorted(concepts_dir().glob("*/metadata.jsonl")))
-    marks = []
-    tune(base, ConceptData(folder), steps=6, progress=False, callback=lambda _: marks.append(time.perf_counter()))
-    print(f"tuning           {(marks[-1] - marks[0]) / (len(marks) - 1):.2f} s a step")
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    print(f"peak memory      {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.2f} GiB")
 
 
 def run_lab(args) -> None:
