@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import CLIPTextModel
 
 from . import anatomy, data, muon, tokens
 
@@ -152,7 +153,7 @@ def train_vae(args, device):
     images, _ = data.load_cache(data.render_cache(f"{args.work}/wide", args.vae_pictures, seed=1, wide=True))
     test = np.stack([data.make(2, i, True)[0] for i in range(64)])
     torch.manual_seed(0)
-    vae = anatomy.build_vae().to(device)
+    vae = (shipped(AutoencoderKL, args.start, "vae") if args.start else anatomy.build_vae()).to(device)
     run = Run("vae", args.work, {"vae": vae}, args.vae_minutes, device, 0.998, lr=2e-3)
     rng = np.random.default_rng(run.step)
     going = run.budget.progress < 1
@@ -229,10 +230,15 @@ def train_diffusion(args, device, vae):
     moments, ids = encode(args, device, vae, tokenizer)
     empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids[0].to(device)
     torch.manual_seed(0)
-    text = anatomy.build_text_encoder(
-        len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    ).to(device)
-    unet = anatomy.build_unet().to(device)
+    if args.start:
+        text, unet = (
+            shipped(CLIPTextModel, args.start, "text_encoder"),
+            shipped(UNet2DConditionModel, args.start, "unet"),
+        )
+    else:
+        special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        text, unet = anatomy.build_text_encoder(len(tokenizer), *special), anatomy.build_unet()
+    text, unet = text.to(device), unet.to(device)
     schedule = DDPMScheduler.from_config(anatomy.build_scheduler().config)
     run = Run(
         "diffusion", args.work, {"text": text, "unet": unet}, args.minutes, device, 0.9995, args.lr, weight_decay=0.01
@@ -263,6 +269,11 @@ def train_diffusion(args, device, vae):
     run.save()
     run.load_ema()
     assemble(args.out, vae, text, unet, tokenizer)
+
+
+def shipped(kind, folder, part):
+    """A network of an earlier pretraining, in fp32, to go on from (its checkpoints may be gone, its weights ship)."""
+    return kind.from_pretrained(f"{folder}/{part}", local_files_only=True).float()
 
 
 def assemble(folder, vae, text, unet, tokenizer):
@@ -311,6 +322,7 @@ def main():
     parser.add_argument("stage", choices=["cache", "vae", "diffusion", "all", "checksums"])
     parser.add_argument("--work", default="runs/pocket", help="checkpoints, caches and logs")
     parser.add_argument("--out", default="data/pocket", help="the diffusers folder that ships")
+    parser.add_argument("--start", help="a shipped folder whose weights to start from, instead of from nothing")
     parser.add_argument("--pictures", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=90, help="of text encoder + U-Net training")
     parser.add_argument("--batch", type=int, default=24)
