@@ -22,7 +22,7 @@ from .concepts import CONCEPTS
 LIMIT = 700_000  # bytes of a sheet
 
 
-def sheet(rows, labels=(), titles=None, side: float = 1.1, wrap: int = 24, under: float = 0.5):
+def sheet(rows, labels=(), titles=None, side: float = 1.1, wrap: int = 26, under: float = 0.42):
     """A matplotlib figure: rows of PIL pictures.
 
     labels   text left of each row, or () for none
@@ -73,7 +73,7 @@ def draw_world(columns: int = 6):
         row, below = [], []
         for j in range(columns):
             rng = np.random.default_rng([40, i, j])
-            light = world.LIGHTS[(0, 0, 1, 0, 2, 0)[(j + i) % 6]]
+            light = world.LIGHTS[(0, 0, 1, 0, 2)[(3 * j + i) % 5]]
             scene = world.SCENES[(j + i) % len(world.SCENES)]
             given = None
             while n == 1 and (given is None or world.held_out(given.cls, given.colour, scene)):
