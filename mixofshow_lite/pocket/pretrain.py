@@ -226,7 +226,7 @@ def diffusion_loss(unet, z, context, schedule, gamma: float = 5.0):
 
 def train_diffusion(args, device, vae):
     """Text encoder and U-Net together, from nothing: epsilon prediction, one prompt in ten left empty for guidance."""
-    tokenizer = tokens.build_tokenizer(f"{args.work}/tokenizer")
+    tokenizer = tokens.build_tokenizer(f"{args.start or args.work}/tokenizer")
     moments, ids = encode(args, device, vae, tokenizer)
     empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids[0].to(device)
     torch.manual_seed(0)
