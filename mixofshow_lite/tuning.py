@@ -50,7 +50,7 @@ class Recipe:
     lr_text: float = 5e-4
     lr_unet: float = 4e-3
     weight_decay: float = 0.01
-    steps: int | None = 330  # None: 500 pictures seen per picture given, as in the official code
+    steps: int | None = 300  # None: 500 pictures seen per picture given, as in the official code
     batch: int = 6
     noise_offset: float = 0.01
     background: float = 1.0  # loss weight outside the mask: 1 is Eq. 1, 0 the official masked loss
