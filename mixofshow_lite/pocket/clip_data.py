@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .captions import COUNTS, NOUNS, PLACES, TIMES, caption
+from .captions import COUNTS, NOUNS, PLACES, TIMES, article, caption
 from .world import (
     ACCESSORIES,
     CHARACTERS,
@@ -155,6 +155,11 @@ def _allowed_scene(rng, subjects) -> str:
     return str(rng.choice(free))
 
 
+def plain(picture: Picture) -> str:
+    """The classes alone: "a cat and a mug". Colour and scene tell most captions apart; classes need their own."""
+    return " and ".join(article(s.cls) for s in picture.subjects)
+
+
 def draw_group(seed: int, size: int):
     """One group from its own seed -> pictures (GROUP, size, size, 3), captions, has, seen, identity."""
     rng = np.random.default_rng([seed, 77])
@@ -162,7 +167,7 @@ def draw_group(seed: int, size: int):
     pictures = look_alikes(rng) if single else swapped_pairs(rng)
     # drawn at 128 and reduced as the scorer's preprocessing does, so that training sees what evaluation sees
     pixels = [Image.fromarray(draw_image(p)).resize((size, size), Image.Resampling.BICUBIC) for p in pictures]
-    words = [[caption(p, rng) for _ in range(CAPTIONS)] for p in pictures]
+    words = [[*(caption(p, rng) for _ in range(CAPTIONS - 1)), plain(p)] for p in pictures]
     has, seen = (np.stack(rows) for rows in zip(*map(facts, pictures), strict=True))
     identity = seed * GROUP + np.arange(GROUP) // 2 if single else np.full(GROUP, -1)
     return np.stack([np.asarray(p) for p in pixels]), words, has, seen, identity
@@ -171,7 +176,7 @@ def draw_group(seed: int, size: int):
 def cache_world(folder: Path, groups: int, size: int, workers: int = 1) -> World:
     """Draw `groups` groups once and keep them in `folder`; later calls open what is there if it is the same size."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"groups": groups, "size": size, "facts": FACTS, "whole": WHOLE}
+    about = {"version": 2, "groups": groups, "size": size, "facts": FACTS, "whole": WHOLE}
     stamp = folder / "about.json"
     if not stamp.exists() or json.loads(stamp.read_text()) != about:
         stamp.unlink(missing_ok=True)
