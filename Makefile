@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets itself up on a machine that has only Python >= 3.11 and pip.
 #   PYTHON=python3.13        the interpreter to build the environment with
 #   VENV=.venv               where the environment goes
-#   PIP_ARGS="..."           passed to pip, e.g. an extra index that has CPU-only torch (a much smaller download)
+#   PIP_ARGS="..."           passed to pip (torch and torchvision must come from the same index)
 #   ARGS="..."               passed to the command itself, e.g. make demo ARGS="--steps 50"
 PYTHON ?= python3
 VENV ?= .venv
