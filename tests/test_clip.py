@@ -32,6 +32,13 @@ def stacks(rows):
     return (torch.from_numpy(np.stack(r)).float() for r in zip(*rows, strict=True))
 
 
+def test_the_plain_caption_names_the_classes_and_nothing_else():
+    picture = world.sample(np.random.default_rng(5), n_subjects=2)
+    needs, told = clip_data.claims(clip_data.plain(picture))
+    named = [[clip_data.FACTS[i] for i in row.nonzero()[0]] for row in needs]
+    assert named == [[s.cls] for s in picture.subjects] + [[]] and not told.any()
+
+
 def test_every_caption_is_true_of_its_picture_and_of_few_others():
     rng = np.random.default_rng(3)
     pictures = [world.sample(rng) for _ in range(300)]
