@@ -141,12 +141,14 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done))
         rows = (rng.choice(groups, batch, replace=False)[:, None] * GROUP + np.arange(GROUP)).ravel()
-        pick = torch.from_numpy(rng.integers(ids.shape[1], size=len(rows)))
+        pick = rng.integers(ids.shape[1], size=len(rows))
+        plain = rng.random(len(rows)) < 0.25  # the last caption names the classes alone: more of those
+        pick = torch.from_numpy(np.where(plain, ids.shape[1] - 1, pick))
         take = torch.from_numpy(rows)
         right = truth(needs[take, pick].float(), told[take, pick].float(), world.has[take], world.seen[take]).to(device)
         pixels = disturb(to_pixels(np.stack([world.pictures[r] for r in rows]), device), generator)
         identity = torch.from_numpy(world.identity[rows]).to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16):
             loss, parts = batch_loss(
                 model, pixels.contiguous(memory_format=torch.channels_last), ids[take, pick].to(device), right, identity
             )

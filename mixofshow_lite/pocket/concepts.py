@@ -119,7 +119,7 @@ def picture(name: str, index: int) -> tuple[Picture, str]:
     look = replace(look, shape=shape, flip=bool(rng.random() < 0.3), arms=world.sample_pose(rng))
     look.expression = ("happy", "happy", "surprised", "sleepy", "sad")[int(rng.integers(5))]
     drawn = world.sample(rng, subjects=[look], scene=world.SCENES[index % len(world.SCENES)], light=light)
-    drawn.subjects[0].height = float(rng.uniform(0.56, 0.74))  # a client's photos show the concept well
+    drawn.subjects[0].height = float(rng.uniform(0.6, 0.82))  # a client's photos show the concept well
     drawn.subjects[0].y = float(rng.uniform(0.93, 0.97))
     drawn.subjects[0].x = float(rng.uniform(0.3, 0.7))
     mood = f"{look.expression} " if look.is_character and look.expression != "happy" else ""

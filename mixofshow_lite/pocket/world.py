@@ -128,7 +128,7 @@ _CLASS_ODDS = [0.115] * len(CHARACTERS) + [0.31 / len(OBJECTS)] * len(OBJECTS)
 def place(rng, subjects: list[Subject]) -> list[Subject]:
     """Give subjects sizes and places: anywhere, sometimes overlapping, farther ones first (Section 3.4 needs this)."""
     n = len(subjects)
-    low, high = ((0.42, 0.74), (0.38, 0.56), (0.32, 0.44))[n - 1]
+    low, high = ((0.5, 0.84), (0.42, 0.62), (0.34, 0.46))[n - 1]
     slots = rng.permutation(n)
     tight = rng.uniform(0.75, 1.15)  # below 1 the subjects overlap
     span = 0.0 if n == 1 else min(0.3 * tight * (n - 1), 0.62)
