@@ -19,7 +19,7 @@ _HOME = {
     "denoising_loss": "base",
     "noising": "base",
     "Concept": "concept",
-    "ConceptData": "concept",
+    "ConceptData": "data",
     "tune": "tuning",
     "Recipe": "tuning",
     "RECIPES": "tuning",

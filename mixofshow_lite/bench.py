@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from .base import DiffusionModel, load_base
-from .concept import ConceptData
+from .data import ConceptData
 from .regional import Region
 from .resources import concepts_dir
 from .tuning import RECIPES, tune

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from .base import DiffusionModel, load_base
-from .concept import Concept, ConceptData
+from .concept import Concept
+from .data import ConceptData
 from .evaluation import Scorer, image_scores, load_scorer
 from .fusion import gradient_fusion, weight_fusion
 from .regional import Region

@@ -32,7 +32,8 @@ from tqdm.auto import tqdm
 from . import lora
 from .base import DiffusionModel, denoising_loss
 from .checkpoint import Checkpoint
-from .concept import PLACEHOLDER, WORD, Concept, ConceptData
+from .concept import PLACEHOLDER, WORD, Concept
+from .data import ConceptData
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..base import DiffusionModel, load_base
-from ..concept import ConceptData
+from ..data import ConceptData
 from ..evaluation import Scorer, choose, load_scorer
 from ..resources import concepts_dir
 from . import data

@@ -273,7 +273,7 @@ def measure(
 
 def concept_auc(scorer: Scorer, folder: Path | None) -> dict[str, float]:
     """AUC over the pictures of the concepts in `folder`, within a class word; {} if no class has two concepts."""
-    from ..concept import ConceptData
+    from ..data import ConceptData
 
     found = (
         [ConceptData(p.parent) for p in sorted(folder.glob("*/metadata.jsonl"))] if folder and folder.is_dir() else []

@@ -88,7 +88,7 @@ def draw_world(columns: int = 6):
 
 def draw_concepts(columns: int = 6):
     """A row per concept with its card's line."""
-    from ..concept import ConceptData
+    from ..data import ConceptData
 
     owned = {name: ConceptData(concepts_dir() / name).pictures[:columns] for name in CONCEPTS}
     labels = [f"{name} ({spec.domain}-domain {spec.cls}). {spec.story}" for name, spec in CONCEPTS.items()]
