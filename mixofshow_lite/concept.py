@@ -9,17 +9,15 @@ cross-attention layer of the U-Net, so one prompt becomes L layer prompts that d
     P*         bind(...).ids        (B, N)                     token ids; a concept word takes one place
 """
 
-import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PLACEHOLDER = "<TOK>"
@@ -42,52 +40,130 @@ class Concept:
     base_id: str = ""  # the base model it was tuned on
     fingerprint: str = ""  # of that base's weights, see base.fingerprint_of
     layers: tuple[str, ...] = ()  # names of the L cross-attention layers, in the order of the embedding rows
-    phrase: str = ""  # how a prompt names it; the words in their order, unless a recipe adds the class word
+    phrase: str = ""  # how a prompt names it; its words in their order (or the class word), unless a recipe says more
+    source: str = ""  # the file it was read from and what matched there, empty if it was tuned here
+    preview: object = field(default=None, repr=False, compare=False)  # a PIL strip of sample pictures
 
     def __post_init__(self):
-        self.phrase = self.phrase or " ".join(self.words)
+        self.phrase = self.phrase or " ".join(self.words) or self.class_word
 
-    def save(self, folder: str | Path) -> Path:
-        """Write concept.json and concept.safetensors into `folder`, all or nothing; replaces an older concept there."""
-        folder = Path(folder)
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "concept.json").exists()):
-            raise FileExistsError(f"{folder} exists and holds something else than a concept: choose another folder.")
-        tensors = {f"embeddings.{word}": rows for word, rows in self.embeddings.items()}
-        for net, factors in self.lora.items():
-            for module, (down, up) in factors.items():
-                tensors[f"{net}.{module}.lora_down"], tensors[f"{net}.{module}.lora_up"] = down, up
-        about = {
-            k: getattr(self, k) for k in ("name", "words", "class_word", "recipe", "rank", "scale", "base_id", "phrase")
-        }
-        about |= {"fingerprint": self.fingerprint, "layers": self.layers, "format": "mixofshow-concept", "version": 1}
-        with atomic_folder(folder) as temporary:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "concept.safetensors")
-            (temporary / "concept.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        return folder
+    def save(self, folder: str | Path, preview=None) -> Path:
+        """Write the concept folder, all or nothing; replaces an older concept there (see `formats.folder`).
+
+        `preview` is a PIL picture, or a list of them for a strip. Raises FileExistsError if the folder holds something
+        else, OSError if it cannot be written.
+        """
+        from .formats import folder as on_disk
+
+        return on_disk.save(self, Path(folder), preview)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Concept":
-        """Read a folder written by `save`; raises FileNotFoundError or ValueError with one sentence."""
-        folder = Path(folder)
-        for name in ("concept.json", "concept.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{folder} holds no concept ({name} is missing): give the folder that `save` wrote."
-                )
-        try:
-            about = json.loads((folder / "concept.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "concept.safetensors")
-            if about.pop("format") != "mixofshow-concept" or about.pop("version") != 1:
-                raise ValueError("unknown format")
-            about["words"], about["layers"] = tuple(about["words"]), tuple(about["layers"])
-            embeddings = {word: tensors.pop(f"embeddings.{word}") for word in about["words"]}
-            lora: dict[str, Factors] = {}
-            for key in [k for k in tensors if k.endswith(".lora_down")]:
-                net, module = key.removesuffix(".lora_down").split(".", 1)
-                lora.setdefault(net, {})[module] = (tensors[key], tensors[f"{net}.{module}.lora_up"])
-            return cls(**about, embeddings=embeddings, lora=lora)
-        except Exception as error:
-            raise ValueError(f"{folder} is no readable concept ({error}): save it again or copy it again.") from error
+    def load(cls, folder: str | Path, base=None, beside: Sequence["Concept"] = ()) -> "Concept":
+        """Read a folder written by `save`; with a base or other concepts, `check` it against them.
+
+        Raises FileNotFoundError or ValueError with one sentence.
+        """
+        from .formats import folder as on_disk
+
+        concept = on_disk.load(Path(folder))
+        concept.check(base, beside)
+        return concept
+
+    def check(self, base=None, beside: Sequence["Concept"] = ()) -> None:
+        """Raise ValueError if the concept was made for another base, or shares a word or its name with another one."""
+        from .formats import folder as on_disk
+
+        on_disk.check(self, base, beside)
+
+    @classmethod
+    def from_official(
+        cls, file: str | Path, base, name: str | None = None, class_word: str = "", verbose: bool = True
+    ) -> "Concept":
+        """Read an official Mix-of-Show ED-LoRA (.pth); `verbose` prints how many tensors matched.
+
+        Raises FileNotFoundError or ValueError with one sentence, also on a pickle that holds more than tensors.
+        """
+        from .formats import read_official
+
+        words, factors, source = read_official(file, base)
+        return cls._read(file, base, name, class_word, "", factors, source, verbose, words)
+
+    @classmethod
+    def from_lora(
+        cls,
+        file: str | Path,
+        base,
+        class_word: str,
+        name: str | None = None,
+        phrase: str = "",
+        verbose: bool = True,
+    ) -> "Concept":
+        """Read a kohya/A1111, diffusers or peft LoRA for Stable Diffusion 1.x (safetensors); the dialect is detected.
+
+        Such a file has no words of its own: `phrase` is what wakes it in a prompt (its trigger words), by default the
+        class word. `verbose` prints how many tensors matched. Raises FileNotFoundError or ValueError with one sentence.
+        """
+        from .formats import read_lora
+
+        factors, source = read_lora(file, base)
+        return cls._read(file, base, name, class_word, phrase, factors, source, verbose, {})
+
+    @classmethod
+    def _read(cls, file, base, name, class_word, phrase, factors, source, verbose, embeddings) -> "Concept":
+        if verbose:
+            print(source)
+        return cls(
+            name=name or slug(Path(file).stem),
+            words=tuple(embeddings),
+            class_word=class_word,
+            recipe="ed_lora" if embeddings else "lora",
+            embeddings=embeddings,
+            lora=factors,
+            rank=max((len(down) for found in factors.values() for down, _ in found.values()), default=0),
+            layers=base.layers,  # base_id and fingerprint stay empty: such files do not say which base it was
+            phrase=phrase,
+            source=source,
+        )
+
+    def to_lora(self, file: str | Path, format: str = "diffusers") -> Path:
+        """Write the LoRA alone as a "diffusers" or "kohya" safetensors file, for `pipe.load_lora_weights` or A1111.
+
+        The words do not travel in it: it acts as `with_concept(...)` does on prompts without them. Raises ValueError if
+        there is no LoRA or no such format, OSError if it cannot be written.
+        """
+        from .formats import lora_state, write_lora
+
+        scaled = {net: {m: (down, self.scale * up) for m, (down, up) in f.items()} for net, f in self.lora.items()}
+        return write_lora(lora_state(scaled, format), file)
+
+    def to_diffusers(self, file: str | Path) -> Path:
+        """`to_lora(file, "diffusers")`"""
+        return self.to_lora(file, "diffusers")
+
+    def to_kohya(self, file: str | Path) -> Path:
+        """`to_lora(file, "kohya")`"""
+        return self.to_lora(file, "kohya")
+
+    def renamed(self, name: str | None = None, words: Sequence[str] | None = None) -> "Concept":
+        """The same concept under another name, with other words, or both; settles clashes.
+
+        Without `words` a new name brings <name1> <name2>. Raises ValueError if the words are not as many, not
+        different or not written like <bibi1>.
+        """
+        words = tuple(
+            words or (f"<{slug(name)}{i + 1}>" for i in range(len(self.words))) if name or words else self.words
+        )
+        if len(words) != len(self.words) or len(set(words)) != len(words) or not all(map(WORD.fullmatch, words)):
+            raise ValueError(f"{' '.join(words)} do not fit: give {len(self.words)} different words like <bibi1>.")
+        new = dict(zip(self.words, words, strict=True))
+        phrase = re.sub("|".join(map(re.escape, new)), lambda found: new[found[0]], self.phrase) if new else self.phrase
+        embeddings = {new[word]: rows for word, rows in self.embeddings.items()}
+        return replace(self, name=name or self.name, words=words, embeddings=embeddings, phrase=phrase)
+
+
+def slug(name: str) -> str:
+    """A name as it may stand in a concept word: letters, digits, - and _."""
+    return re.sub(r"[^\w-]+", "_", name.lower()).strip("_") or "concept"
 
 
 class atomic_folder:
