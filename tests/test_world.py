@@ -469,8 +469,20 @@ def test_an_unknown_pattern_or_scene_is_refused():
         world.draw_subject(subject, "s0")
     with pytest.raises(KeyError, match="swamp"):
         scenes.draw("swamp", world.sample_scene_params(np.random.default_rng(0)))
-    with pytest.raises(KeyError, match="mauve"):
-        world.sample_colour(np.random.default_rng(0), "mauve")
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind"),
+    [
+        (lambda rng: world.sample_subject(rng, "dragon"), "class 'dragon'"),
+        (lambda rng: world.sample_subject(rng, "cat", "mauve"), "colour 'mauve'"),
+        (lambda rng: world.sample(rng, scene="attic"), "scene 'attic'"),
+        (lambda rng: world.sample(rng, light="noon"), "light 'noon'"),
+    ],
+)
+def test_unknown_names_are_one_sentence_with_the_known_ones(ask, kind):
+    with pytest.raises(ValueError, match=f"Pocket World has no {kind}: choose one of "):
+        ask(np.random.default_rng(0))
 
 
 if __name__ == "__main__":

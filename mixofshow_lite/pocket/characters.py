@@ -81,9 +81,9 @@ def keypoints(subject) -> dict[str, tuple[float, float]]:
 def draw(subject, key: str) -> list[str]:
     """SVG elements of a character in its local frame; `key` makes clip ids unique in the picture."""
     shape, colour = subject.shape, subject.rgb
-    edge, width = dark(colour), 1.6 * subject.outline
+    edge, width = dark(colour), 1.9 * subject.outline
     hx, hy = head_centre(shape)
-    head_rx, head_ry = 25 * shape["head_w"], 21 * shape["head_h"]
+    head_rx, head_ry = 28 * shape["head_w"], 24 * shape["head_h"]
     body_rx, body_ry = 19 * shape["body_w"], 23 * shape["body_h"]
     robot = subject.cls == "robot"
     if robot:
@@ -191,7 +191,7 @@ class _Paint:
 
     def face(self, hx, hy, rx, ry):
         s, shape, out = self.s, self.s.shape, []
-        eye, mood = 5.2 * shape["eye"], s.expression
+        eye, mood = 6.6 * shape["eye"], s.expression
         gap = rx * 0.42 * shape["eye_gap"]
         ey = hy - ry * 0.08
         if s.cls == "robot":
@@ -211,7 +211,7 @@ class _Paint:
         white = (0.75, 0.97, 1.0) if self.s.cls == "robot" else (1.0, 1.0, 1.0)
         if mood == "sleepy":
             ink = white if self.s.cls == "robot" else INK
-            return [curve(x - r, y, x, y + r * 1.1, x + r, y, ink, 1.9)]
+            return [curve(x - r, y, x, y + r * 1.1, x + r, y, ink, 2.4)]
         tall = 1.3 if mood == "surprised" else 1.12
         p = r * self.s.shape["pupil"] * (0.75 if mood == "surprised" else 1.0)
         px = x + self.s.shape["gaze"] * (r - p) * 0.8
@@ -245,23 +245,23 @@ class _Paint:
             return [*out, polygon([(hx - 8, my - 4), (hx, my - 8), (hx + 8, my - 4), (hx, my + 4)], orange, INK, 1.1)]
         if cls in ("cat", "rabbit", "bear"):
             nose = (0.95, 0.5, 0.55) if cls != "bear" else INK
-            size = 3.6 if cls == "bear" else 2.4
+            size = 4.4 if cls == "bear" else 3.2
             out.append(ellipse(hx, hy + ry * 0.25, size, size * 0.72, nose))
         if cls == "cat":
             for side in (-1, 1):
                 x = hx + side * rx * 0.5
-                out += [line([(x, my - 3 + k), (x + side * 15, my - 6 + 3.2 * k)], INK, 0.9) for k in (0, 3)]
+                out += [line([(x, my - 3 + k), (x + side * 15, my - 6 + 3.2 * k)], INK, 1.3) for k in (0, 3)]
         if cls == "rabbit":
-            out.append(box(hx - 2.6, my + 1.4, 5.2, 5, 1, (1.0, 1.0, 1.0), INK, 0.8))
+            out.append(box(hx - 3.2, my + 1.4, 6.4, 6, 1, (1.0, 1.0, 1.0), INK, 0.8))
         match mood:
             case "surprised":
                 out.append(ellipse(hx, my + 2, 3.0, 3.8, (0.55, 0.15, 0.2), ink, 1.2))
             case "sad" | "angry":
-                out.append(curve(hx - wide, my + 3, hx, my - 3, hx + wide, my + 3, ink, 1.9))
+                out.append(curve(hx - wide, my + 3, hx, my - 3, hx + wide, my + 3, ink, 2.4))
             case "sleepy":
-                out.append(line([(hx - wide * 0.5, my + 1), (hx + wide * 0.5, my + 1)], ink, 1.9))
+                out.append(line([(hx - wide * 0.5, my + 1), (hx + wide * 0.5, my + 1)], ink, 2.4))
             case _:
-                out.append(curve(hx - wide, my, hx, my + 6.5, hx + wide, my, ink, 1.9))
+                out.append(curve(hx - wide, my, hx, my + 6.5, hx + wide, my, ink, 2.4))
         return out
 
     # ---- out-domain parts and patterns: the pretraining world never shows these (see concepts.py) ----
@@ -311,7 +311,7 @@ class _Paint:
                 x, y = hx + rx * 0.42, hy - ry * 0.08
                 out += [
                     line([(hx - rx * 0.8, hy - ry * 0.6), (hx + rx * 0.95, hy + ry * 0.1)], tint, 1.8),
-                    ellipse(x, y, 7.5, 7.5, tint),
+                    ellipse(x, y, 9.0, 9.0, tint),
                 ]
             if name == "star":
                 out.append(star(0, -24, 9, tint, dark(tint), 1.2))
@@ -327,7 +327,7 @@ class _Paint:
 
 def pattern_marks(kind: str, tint, scale: float, centre, radii) -> list[str]:
     """Marks of an out-domain pattern over a box around `centre`; `scale` is about 1, larger is coarser."""
-    (cx, cy), (rx, ry), step = centre, radii, 9.0 * scale
+    (cx, cy), (rx, ry), step = centre, radii, 13.0 * scale
     n = int(math.ceil(1.5 * max(rx, ry) / step)) + 1
     cells = [(i, j) for j in range(-n, n + 1) for i in range(-n, n + 1)]
     match kind:
@@ -374,8 +374,8 @@ def _crown(tint, hx, hy, rx, ry):
 
 def _glasses(tint, hx, hy, rx, ry, frog=False):
     y, gap = (hy - ry * 0.85, rx * 0.62) if frog else (hy - ry * 0.08, rx * 0.42)
-    return [ellipse(hx + k * gap, y, 8, 8, None, tint, 2.4) for k in (-1, 1)] + [
-        line([(hx - gap + 8, y), (hx + gap - 8, y)], tint, 2.4)
+    return [ellipse(hx + k * gap, y, 9.6, 9.6, None, tint, 2.8) for k in (-1, 1)] + [
+        line([(hx - gap + 9.6, y), (hx + gap - 9.6, y)], tint, 2.8)
     ]
 
 

@@ -1,7 +1,8 @@
 """Muon for pretraining: momentum whose matrix updates are orthogonalised (Jordan et al., 2024), Adam for all else.
 
-On two CPU cores it took the autoencoder to 21.7 dB in the minute in which Adam reached 18.7 dB. `torch.optim.Muon`
-accepts only 2-D weights, most of ours are convolutions, hence these lines.
+On two CPU cores it took the autoencoder to 21.7 dB in the minute in which Adam reached 18.7 dB (one run each, by hand:
+a reason to use it, not a benchmark). `torch.optim.Muon` accepts only 2-D weights, most of ours are convolutions, hence
+these lines.
 """
 
 import torch

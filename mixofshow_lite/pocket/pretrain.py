@@ -336,7 +336,7 @@ def main():
     parser.add_argument("--vae-pictures", type=int, default=12000)
     parser.add_argument("--vae-minutes", type=float, default=30)
     parser.add_argument("--vae-batch", type=int, default=4)
-    parser.add_argument("--kl", type=float, default=2e-3)
+    parser.add_argument("--kl", type=float, default=5e-4)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = True

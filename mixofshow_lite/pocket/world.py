@@ -83,13 +83,20 @@ def held_out(cls: str, colour: str | None, scene: str) -> bool:
     return (3 * CLASSES.index(cls) + 7 * list(COLORS).index(colour) + 4 * SCENES.index(scene)) % 10 == 0
 
 
+def known(name: str, alphabet, kind: str) -> str:
+    """The name itself; raises ValueError with the names there are if it is none of them."""
+    if name not in alphabet:
+        raise ValueError(f"Pocket World has no {kind} {name!r}: choose one of {', '.join(alphabet)}.")
+    return name
+
+
 def sample_colour(rng, name: str | None = None):
     """A named colour with a little jitter, or a blend of two neighbours when `name` is None -> (r, g, b)."""
     if name is None:
         a, b = rng.choice(len(COLORS), 2, replace=False)
         names = list(COLORS)
         return mix(sample_colour(rng, names[a]), sample_colour(rng, names[b]), rng.uniform(0.35, 0.65))
-    h, s, v = COLORS[name]
+    h, s, v = COLORS[known(name, COLORS, "colour")]
     return hsv(h + rng.uniform(-0.014, 0.014), s + rng.uniform(-0.07, 0.07) * (s > 0.1), v + rng.uniform(-0.04, 0.04))
 
 
@@ -105,7 +112,7 @@ def sample_pose(rng):
 
 def sample_subject(rng, cls: str | None = None, colour: str | None = "any") -> Subject:
     """A subject without a place. `colour` is a name, None for one in between, "any" to draw one (1 in 8 in between)."""
-    cls = cls or str(rng.choice(CLASSES, p=_CLASS_ODDS))
+    cls = known(cls, CLASSES, "class") if cls else str(rng.choice(CLASSES, p=_CLASS_ODDS))
     if colour == "any":
         colour = None if rng.random() < 0.125 else str(rng.choice(list(COLORS)))
     subject = Subject(cls, colour, sample_colour(rng, colour), sample_shape(rng, cls), flip=bool(rng.random() < 0.5))
@@ -160,8 +167,8 @@ def sample(rng, n_subjects=None, subjects=None, scene=None, light=None, allow_he
     scene, light    names, by default drawn
     allow_held_out  False skips class-colour-scene combinations that are kept for measuring
     """
-    scene = scene or str(rng.choice(SCENES))
-    light = light or str(rng.choice(LIGHTS, p=(0.66, 0.16, 0.18)))
+    scene = known(scene, SCENES, "scene") if scene else str(rng.choice(SCENES))
+    light = known(light, LIGHTS, "light") if light else str(rng.choice(LIGHTS, p=(0.66, 0.16, 0.18)))
     if subjects is None:
         n = n_subjects or int(rng.choice((1, 2, 3), p=(0.6, 0.32, 0.08)))
         subjects = []

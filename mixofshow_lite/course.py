@@ -1,0 +1,182 @@
+"""What the notebooks share: one set-up line, labelled picture grids, the library's own source, exercise checks.
+
+Nothing in the library imports this module. A notebook starts with
+
+    from mixofshow_lite import course
+    kit = course.setup()
+
+and runs on the pocket model or, with MIXOFSHOW_BASE=sd15 in the environment, on Stable Diffusion 1.5: what differs
+between the two is in the `Kit`.
+"""
+
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .base import DiffusionModel, load_base
+from .resources import concepts_dir, data_dir
+
+
+@dataclass
+class Kit:
+    """What a notebook works with."""
+
+    base: DiffusionModel  # the model everything starts from
+    steps: int  # denoising steps of a picture
+    size: int  # of a picture, in pixels
+    concepts: Path  # folder of the shipped concepts, drawn at that size
+    results: Path  # folder of the saved results that long cells fall back to
+
+    def __repr__(self) -> str:
+        return f"Kit({self.base.base_id}, {self.size} px, {self.steps} steps, {self.base.device})"
+
+
+def setup(base: str | None = None) -> Kit:
+    """Load the base, quieten the rest and say in one line what runs where.
+
+    `base` is "pocket" (the default), "sd15", a folder or a hub id; the environment variable MIXOFSHOW_BASE says the
+    same for a whole session. Raises what `load_base` raises.
+    """
+    import matplotlib.pyplot as plt
+
+    base = base or os.environ.get("MIXOFSHOW_BASE", "pocket")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
+                         "axes.titlesize": 10, "font.size": 9, "figure.constrained_layout.use": True})  # fmt: skip
+    model = load_base(base)
+    size = model.size[0]
+    kit = Kit(model, 25, size, concepts_at(size), data_dir() / "results")
+    where = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{model.base_id}: {size} px pictures, {len(model.layers)} cross-attention layers, on {where}")
+    print(f"torch {torch.__version__.split('+')[0]}, Python {sys.version_info.major}.{sys.version_info.minor}")
+    return kit
+
+
+def concepts_at(size: int) -> Path:
+    """The shipped concepts at the model's picture size: 128 px ship, others are drawn once into out/concepts-<size>."""
+    shipped = concepts_dir()
+    first = next(iter(sorted(shipped.glob("*/00.png"))), None)
+    if first is None or Image.open(first).width == size:
+        return shipped
+    from .pocket import concepts
+
+    folder = Path("out") / f"concepts-{size}"
+    for name in concepts.CONCEPTS:
+        if not (folder / name / "metadata.jsonl").exists():
+            concepts.write(name, folder, size)
+    return folder
+
+
+def show(
+    rows: Sequence | Mapping[str, Sequence], titles: Sequence[str] = (), width: float = 1.35, suptitle: str = ""
+) -> None:
+    """Show pictures as a labelled grid: a list is one row, a dict has one row per label, `titles` head the columns.
+
+    Pictures are PIL pictures, arrays or tensors (h, w) or (h, w, 3); arrays of one channel are drawn as heat maps.
+    `width` is that of a picture in inches.
+    """
+    import matplotlib.pyplot as plt
+
+    table = dict(rows) if isinstance(rows, Mapping) else {"": list(rows)}
+    columns = max(len(row) for row in table.values())
+    margin = 0.075 * max(len(label) for label in table)
+    size = width * columns + margin, (width + 0.05) * len(table) + 0.25 * bool(titles)
+    figure, axes = plt.subplots(len(table), columns, squeeze=False, figsize=size)
+    for line, (label, row) in zip(axes, table.items(), strict=True):
+        for ax in line:
+            ax.set_axis_off()
+        for ax, picture in zip(line, row, strict=False):
+            ax.imshow(picture if isinstance(picture, Image.Image) else np.asarray(picture), interpolation="nearest")
+        line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center")
+    for ax, title in zip(axes[0], titles, strict=False):
+        ax.set_title(title)
+    if suptitle:
+        figure.suptitle(suptitle)
+    plt.show()
+
+
+def show_source(*things: Callable) -> None:
+    """Show the library's own source of functions or classes: the library is the answer key."""
+    from IPython.display import Code, display
+
+    for thing in things:
+        module = inspect.getmodule(thing)
+        print(f"# {module.__name__.replace('.', '/')}.py")
+        display(Code(inspect.getsource(thing), language="python"))
+
+
+CHECKS: dict[str, Callable] = {}
+
+
+def exercise(number: str) -> Callable:
+    """Decorator: the function checks the answer to an exercise and raises AssertionError naming the likely mistake."""
+
+    def keep(check: Callable) -> Callable:
+        CHECKS[number] = check
+        return check
+
+    return keep
+
+
+def check(number: str, answer, *more) -> None:
+    """Check an answer to exercise `number` (a function or a value): says well done, or what is probably wrong."""
+    if number not in CHECKS:
+        raise KeyError(f"There is no exercise {number}: there are {', '.join(CHECKS)}.")
+    if answer is None or answer is ... or answer is NotImplemented:
+        raise AssertionError(f"Exercise {number} is still empty: write your answer above, then run the cell again.")
+    CHECKS[number](answer, *more)
+    print(f"✓ Exercise {number}: right.")
+
+
+def close(mine, wanted, hint: str, tolerance: float = 1e-4) -> None:
+    """Raise AssertionError with the hint unless two tensors (or numbers) agree to `tolerance` relative."""
+    if mine is None or mine is ...:
+        raise AssertionError("The function returns nothing yet: replace the ... by your line.")
+    a, b = torch.as_tensor(mine).double(), torch.as_tensor(wanted).double()
+    if a.shape != b.shape:
+        raise AssertionError(f"The shape is {tuple(a.shape)} where {tuple(b.shape)} is wanted. {hint}")
+    error = ((a - b).norm() / b.norm().clamp(min=1e-12)).item()
+    if not error <= tolerance:
+        raise AssertionError(f"Not yet: off by {error:.2g} relative. {hint}")
+
+
+# ---- notebook 01 ----
+
+
+@exercise("1.1")
+def _noising(function) -> None:
+    z, eps, a = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor(0.3)
+    close(
+        function(z, eps, a),
+        0.3**0.5 * z + 0.7**0.5 * eps,
+        "Are both factors square roots, and do their squares add up to 1?",
+    )
+
+
+@exercise("1.2")
+def _clean(function) -> None:
+    z, eps, a = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor(0.3)
+    noisy = a.sqrt() * z + (1 - a).sqrt() * eps
+    close(function(noisy, eps, a), z, "Solve z_t = sqrt(a) z + sqrt(1 - a) eps for z: subtract first, then divide.")
+
+
+@exercise("1.3")
+def _guide(function) -> None:
+    a, b = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    close(function(a, b, 1.0), b, "At a scale of 1 the result must be the conditional prediction.")
+    close(function(a, b, 0.0), a, "At a scale of 0 the result must be the unconditional prediction.")
+    close(function(a, b, 4.0), a + 4 * (b - a), "Start from the unconditional one, go `scale` times the difference.")
+
+
+@exercise("1.4")
+def _parameters(value) -> None:
+    wanted = sum(4 * (64 + 64) for _ in range(4))
+    close(value, wanted, "Each of the four linears has down (4, 64) and up (64, 4).", 0)
