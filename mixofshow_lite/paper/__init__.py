@@ -1,0 +1,16 @@
+"""The paper's section 4 and figure 3 as measurements: one function per claim, each with a verdict and an uncertainty.
+
+    python -m mixofshow_lite.paper observation_1            # saves data/results/observation_1.{csv,json,png}
+
+observations    3.3.1   Observations 1 and 2, the step from LoRA to ED-LoRA one ingredient at a time
+fusions         3.3.2   Observation 3: what each way to fuse keeps of an identity
+study           rows of measurements, paired differences, saved results
+
+A verdict is an inequality between means of paired differences and its bootstrap interval over concepts and seeds; what
+does not show on a model is reported as not shown.
+"""
+
+from .observations import ablation, observation_1, observation_2
+from .study import Study, difference
+
+__all__ = ["Study", "ablation", "difference", "observation_1", "observation_2"]

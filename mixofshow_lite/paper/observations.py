@@ -1,0 +1,187 @@
+"""Observations 1 and 2 and the ablation (paper 3.3.1, Fig. 3 a-d): what embeddings carry and what LoRA carries.
+
+paper                         here
+Phi_0(P*)                     base.with_concept(concept, alpha=0)      the words alone
+(Phi_0 + dPhi)(P*)            base.with_concept(concept, alpha=1)
+in-domain, out-domain         concepts inside the base's world, and with marks that it never saw
+identity                      image-alignment with the concept's own pictures; and which look-alike a picture is
+                              nearest to (`identified`: 1 / the number of look-alikes is chance)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from ..base import DiffusionModel
+from ..concept import Concept
+from ..data import ConceptData
+from ..evaluation import Scorer, image_scores, load_scorer
+from ..tuning import RECIPES, Recipe
+from .study import Study, difference, tuned
+
+EMBEDDINGS = ("textual_inversion", "p_plus")
+DOMAINS = {"in": ("mochi", "bruno", "fern"), "out": ("bibi", "kiki", "rusty")}
+LOOK_ALIKES = ("bibi", "momo", "kiki")
+ALPHAS = (0.0, 0.35, 0.7, 1.0)
+PROMPT = "photo of a {}"
+
+
+def draw(model: DiffusionModel, concept: Concept, n: int, prompt: str = PROMPT, seed: int = 100) -> list[Image.Image]:
+    """n pictures of the concept; the same seeds for every model and concept."""
+    return model.sample(prompt.format(concept.phrase), n=n, seed=seed, progress=False)
+
+
+def observation_1(
+    base: DiffusionModel,
+    folder,
+    data: Mapping[str, ConceptData],
+    domains: Mapping[str, Sequence[str]] = DOMAINS,
+    recipes: Sequence[str] = ("textual_inversion", "p_plus", "lora", "ed_lora"),
+    seeds: Sequence[int] = (0,),
+    n: int = 4,
+    steps: int | None = None,
+    scorer: Scorer | str | None = None,
+) -> Study:
+    """Observation 1: words capture in-domain concepts; out-domain ones need LoRA. Rows: image-alignment of n pictures.
+
+    The claims are about the gap between LoRA and words alone: it is there out-domain, and larger than in-domain.
+    """
+    scorer, rows, pictures = load_scorer(scorer), [], {}
+    for domain, names in domains.items():
+        for name in names:
+            pictures[name, "references"] = data[name].pictures[:n]
+            for recipe in recipes:
+                for seed in seeds:
+                    concept = tuned(base, data[name], recipe, seed, folder, steps=steps)
+                    drawn = draw(base.with_concept(concept), concept, n)
+                    pictures.setdefault((name, recipe), drawn)
+                    value = float(image_scores(drawn, data[name].pictures, scorer).mean())
+                    rows.append({"domain": domain, "concept": name, "recipe": recipe, "seed": seed, "value": value})
+    study = Study("observation_1", rows, pictures=pictures, about=about(base, recipes=list(recipes), seeds=list(seeds)))
+    best = [row | {"recipe": "embedding"} for row in rows if row["recipe"] in EMBEDDINGS] + rows
+    for domain in domains:
+        own = [row for row in best if row["domain"] == domain]
+        study.claim(f"{domain}-domain: LoRA above the words alone", difference(own, "recipe", "lora", "embedding"))
+    gap_in, gap_out = (study.differences[f"{d}-domain: LoRA above the words alone"] for d in ("in", "out"))
+    study.about["gap_out_minus_gap_in"] = gap_out.mean - gap_in.mean
+    study.figure = grid_figure(pictures, [n for names in domains.values() for n in names], ("references", *recipes))
+    return study
+
+
+def observation_2(
+    base: DiffusionModel,
+    folder,
+    data: Mapping[str, ConceptData],
+    names: Sequence[str] = LOOK_ALIKES,
+    recipes: Sequence[str] = ("lora", "ed_lora"),
+    alphas: Sequence[float] = ALPHAS,
+    seeds: Sequence[int] = (0,),
+    n: int = 4,
+    steps: int | None = None,
+    scorer: Scorer | str | None = None,
+) -> Study:
+    """Observation 2: in LoRA, identity sits in the weights; ED-LoRA's words already carry it. Look-alikes only.
+
+    Rows: per recipe and alpha, `identified` (share of pictures nearest to their own concept's references) and
+    `apart` (1 - cosine between the mean features of one concept's pictures and of each other's).
+    """
+    scorer, rows, pictures = load_scorer(scorer), [], {}
+    references = {name: scorer.image_features(data[name].pictures) for name in names}
+    for recipe in recipes:
+        for seed in seeds:
+            concepts = {name: tuned(base, data[name], recipe, seed, folder, steps=steps) for name in names}
+            for alpha in alphas:
+                features = {}
+                for name, concept in concepts.items():
+                    drawn = draw(base.with_concept(concept, alpha), concept, n)
+                    pictures.setdefault((name, f"{recipe} {alpha:g}"), drawn)
+                    features[name] = scorer.image_features(drawn)
+                for name in names:
+                    own = {"recipe": recipe, "alpha": alpha, "setting": f"{recipe} {alpha:g}", "seed": seed}
+                    rows.append(own | {"concept": name, "value": identified(features[name], references, name),
+                                       "apart": apart(features, name)})  # fmt: skip
+    study = Study("observation_2", rows, pictures=pictures, about=about(base, recipes=list(recipes), seeds=list(seeds)))
+    if {"lora", "ed_lora"} <= set(recipes) and 0.0 in alphas:
+        for value, words in (("value", "identified more often"), ("apart", "farther apart")):
+            found = difference(rows, "setting", "ed_lora 0", "lora 0", value)
+            study.claim(f"with LoRA weight 0, look-alikes are {words} by ED-LoRA's words than by LoRA's", found)
+    columns = [f"{recipe} {alpha:g}" for recipe in recipes for alpha in alphas]
+    study.figure = grid_figure(pictures, list(names), columns)
+    return study
+
+
+def identified(features, references: Mapping, name: str) -> float:
+    """Share of pictures (n, D) whose mean cosine with a concept's references is highest for the right concept."""
+    scores = np.stack([(features @ other.T).mean(1).numpy() for other in references.values()])  # (concepts, n)
+    return float((scores.argmax(0) == list(references).index(name)).mean())
+
+
+def apart(features: Mapping, name: str) -> float:
+    """1 - cosine between the mean feature of `name`'s pictures and each other concept's, averaged; 0 is the same."""
+    means = {k: f.mean(0) / f.mean(0).norm() for k, f in features.items()}
+    return float(np.mean([1 - float(means[name] @ m) for k, m in means.items() if k != name]))
+
+
+STAIRS = {  # from LoRA to ED-LoRA, one ingredient at a time
+    "LoRA": RECIPES["lora"],
+    "+ layer-wise": replace(RECIPES["lora"], layerwise=True),
+    "+ second word": replace(RECIPES["lora"], layerwise=True, init=("rand", "rand")),
+    "+ class word (ED-LoRA)": RECIPES["ed_lora"],
+}
+
+
+def ablation(
+    base: DiffusionModel,
+    folder,
+    data: Mapping[str, ConceptData],
+    names: Sequence[str] = LOOK_ALIKES,
+    stairs: Mapping[str, Recipe] = STAIRS,
+    seeds: Sequence[int] = (0,),
+    n: int = 4,
+    steps: int | None = None,
+    scorer: Scorer | str | None = None,
+) -> Study:
+    """From LoRA to ED-LoRA one ingredient at a time: identity at LoRA weight 1 and 0 (image-alignment, identified)."""
+    scorer, rows, pictures = load_scorer(scorer), [], {}
+    references = {name: scorer.image_features(data[name].pictures) for name in names}
+    for label, recipe in stairs.items():
+        for seed in seeds:
+            for name in names:
+                slug = label.strip("+ ").split(" (")[0].replace(" ", "_")
+                concept = tuned(base, data[name], recipe, seed, folder, label=f"stair_{slug}", steps=steps)
+                row = {"stair": label, "concept": name, "seed": seed}
+                for alpha in (0.0, 1.0):
+                    drawn = draw(base.with_concept(concept, alpha), concept, n)
+                    pictures.setdefault((name, f"{label} {alpha:g}"), drawn)
+                    row[f"alignment_{alpha:g}"] = float(image_scores(drawn, data[name].pictures, scorer).mean())
+                    row[f"identified_{alpha:g}"] = identified(scorer.image_features(drawn), references, name)
+                rows.append(row)
+    study = Study("ablation", rows, pictures=pictures, about=about(base, seeds=list(seeds)))
+    for less, more in zip(stairs, list(stairs)[1:], strict=False):
+        words = f"{more}: the words alone (LoRA weight 0) look more like the concept than with {less}"
+        study.claim(words, difference(rows, "stair", more, less, "alignment_0"))
+    study.figure = grid_figure(pictures, list(names), [f"{label} {alpha}" for label in stairs for alpha in (0, 1)])
+    return study
+
+
+def about(base: DiffusionModel, **more) -> dict:
+    """What makes a result again."""
+    return {"base": base.base_id, "fingerprint": base.fingerprint, **more}
+
+
+def grid_figure(pictures: Mapping[tuple[str, str], list[Image.Image]], names: Sequence[str], columns: Sequence[str]):
+    """One row per concept, one column per setting; each cell shows two pictures side by side -> matplotlib Figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.75 * len(columns) + 0.8, 0.98 * len(names) + 0.4), layout="constrained")
+    axes = figure.subplots(len(names), len(columns), squeeze=False)
+    for line, name in zip(axes, names, strict=True):
+        for ax, column in zip(line, columns, strict=True):
+            ax.set_axis_off()
+            ax.imshow(np.concatenate([np.asarray(p) for p in pictures[name, column][:2]], axis=1))
+        line[0].text(-0.05, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    for ax, column in zip(axes[0], columns, strict=True):
+        ax.set_title(column, fontsize=9)
+    return figure

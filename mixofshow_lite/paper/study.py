@@ -1,0 +1,126 @@
+"""What the paper's measurements share: tuned concepts kept on disk, rows of numbers, paired differences, saved results.
+
+A row is one measurement: dict(concept=..., recipe=..., seed=..., value=...). Two settings are compared on the rows they
+have in common (same concept, same seed), so that easy and hard concepts do not blur the difference; its uncertainty is
+a bootstrap over concepts first and their rows second, since the seeds of one concept are no independent concepts.
+"""
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..base import DiffusionModel
+from ..concept import Concept
+from ..data import ConceptData
+from ..tuning import Recipe, tune
+
+
+@dataclass
+class Difference:
+    """Mean of paired differences with a 90 % interval over concepts and seeds."""
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+@dataclass
+class Study:
+    """One claim, measured."""
+
+    name: str  # file-friendly, e.g. "observation_1"
+    rows: list[dict]  # one measurement each
+    verdicts: dict[str, bool] = field(default_factory=dict)  # claim in words -> does it show here?
+    differences: dict[str, Difference] = field(default_factory=dict)  # claim in words -> the number behind it
+    figure: object = None  # matplotlib Figure
+    pictures: dict = field(default_factory=dict)  # what the figure shows, label -> list of PIL pictures
+    about: dict = field(default_factory=dict)  # base, fingerprint, recipes, seeds: what makes it again
+
+    def claim(self, words: str, found: Difference) -> None:
+        """Record a claim "more is better": shown if the whole interval lies above 0."""
+        self.differences[words], self.verdicts[words] = found, found.low > 0
+
+    def verdict(self) -> str:
+        """The claims, one a line, in words that round what varies between machines."""
+        return "\n".join(f"{'shown    ' if ok else 'not shown'}  {words}" for words, ok in self.verdicts.items())
+
+    def table(self, *keys: str, value: str = "value") -> dict[tuple, tuple[float, float, int]]:
+        """Rows grouped by `keys` -> (mean, standard deviation, count)."""
+        groups = defaultdict(list)
+        for row in self.rows:
+            groups[tuple(row[k] for k in keys)].append(row[value])
+        return {k: (float(np.mean(v)), float(np.std(v)), len(v)) for k, v in groups.items()}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write <name>.csv (rows), <name>.json (claims and what makes it again) and <name>.png into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{self.name}.csv", "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(dict.fromkeys(k for row in self.rows for k in row)))
+            writer.writeheader()
+            writer.writerows(
+                {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows
+            )
+        claims = {w: {"shown": self.verdicts[w], **vars(d)} for w, d in self.differences.items()}
+        text = json.dumps({"name": self.name, "claims": claims, "about": self.about}, indent=2)
+        (folder / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
+        if self.figure is not None:
+            self.figure.savefig(folder / f"{self.name}.png", dpi=110)
+        return folder / f"{self.name}.json"
+
+
+def difference(
+    rows: Sequence[dict], key: str, more: str, less: str, value: str = "value", rounds: int = 2000, seed: int = 0
+) -> Difference:
+    """Mean of value[key == more] - value[key == less] over pairs with the same concept and seed, 5-95 % bootstrap.
+
+    Raises ValueError when the two have no concept and seed in common.
+    """
+    sides: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        sides[row["concept"], row.get("seed", 0)][row[key]].append(row[value])
+    pairs = defaultdict(list)  # concept -> differences
+    for (concept, _), found in sides.items():
+        if more in found and less in found:
+            pairs[concept].append(float(np.mean(found[more]) - np.mean(found[less])))
+    if not pairs:
+        raise ValueError(f"{more!r} and {less!r} were not measured on the same concepts and seeds.")
+    each = [np.array(v) for v in pairs.values()]
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(rounds):
+        drawn = [each[i] for i in rng.integers(len(each), size=len(each))]
+        means.append(np.mean([rng.choice(v, len(v)).mean() for v in drawn]))
+    low, high = np.quantile(means, (0.05, 0.95))
+    return Difference(float(np.mean([v.mean() for v in each])), float(low), float(high), sum(map(len, each)))
+
+
+def tuned(
+    base: DiffusionModel,
+    data: ConceptData,
+    recipe: str | Recipe,
+    seed: int,
+    folder: str | Path,
+    label: str | None = None,
+    steps: int | None = None,
+    progress: bool = True,
+) -> Concept:
+    """The concept from `folder`/<name>-<label>-<seed>, tuned on this base and kept there if it is not yet."""
+    label = label or (recipe if isinstance(recipe, str) else recipe.name)
+    place = Path(folder) / f"{data.name}-{label}-{seed}"
+    if (place / "concept.json").is_file():
+        concept = Concept.load(place)
+        if concept.fingerprint == base.fingerprint:
+            return concept
+    concept = tune(base, data, recipe, seed=seed, steps=steps, progress=progress)
+    concept.save(place)
+    return concept

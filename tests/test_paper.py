@@ -1,0 +1,70 @@
+"""The paper's measurements: paired differences, claims, saved results; the observations run on a tiny model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mixofshow_lite.paper import Study, difference
+from mixofshow_lite.paper.observations import apart, identified
+
+
+def rows(effect, noise=0.0, concepts=6, seeds=3, rng=None):
+    """Measurements of two settings; concepts differ a lot, the settings by `effect`."""
+    rng = rng or np.random.default_rng(0)
+    found = []
+    for c in range(concepts):
+        for s in range(seeds):
+            level = 0.1 * c
+            for setting, value in (("a", level + effect), ("b", level)):
+                found.append({"concept": f"c{c}", "seed": s, "setting": setting, "value": value + noise * rng.normal()})
+    return found
+
+
+def test_a_paired_difference_is_not_blurred_by_concepts():
+    found = difference(rows(0.02, 0.002), "setting", "a", "b")
+    assert found.mean == pytest.approx(0.02, abs=0.003)
+    assert 0 < found.low < found.mean < found.high
+    assert found.pairs == 18
+
+
+def test_noise_alone_is_not_shown():
+    shown = 0
+    for seed in range(20):
+        found = difference(rows(0.0, 0.1, rng=np.random.default_rng(seed)), "setting", "a", "b", rounds=300)
+        shown += found.low > 0
+    assert shown <= 4  # 5 % each
+
+
+def test_concepts_count_more_than_their_seeds():
+    """One concept that differs must not be made certain by many seeds."""
+    mixed = rows(0.0, concepts=5, seeds=30) + [r | {"concept": "odd"} for r in rows(0.5, concepts=1, seeds=30)]
+    found = difference(mixed, "setting", "a", "b")
+    assert found.low <= 0 < found.mean
+
+
+def test_settings_without_a_common_concept_are_refused():
+    with pytest.raises(ValueError, match="same concepts"):
+        difference(rows(0.1), "setting", "a", "z")
+
+
+def test_a_claim_is_an_inequality_and_is_saved(tmp_path):
+    study = Study("toy", rows(0.02), about={"seed": 0})
+    study.claim("a above b", difference(study.rows, "setting", "a", "b"))
+    study.claim("b above a", difference(study.rows, "setting", "b", "a"))
+    assert study.verdict() == "shown      a above b\nnot shown  b above a"
+    saved = json.loads(study.save(tmp_path).read_text())
+    assert saved["claims"]["a above b"]["shown"] and not saved["claims"]["b above a"]["shown"]
+    assert len((tmp_path / "toy.csv").read_text().splitlines()) == 1 + len(study.rows)
+    mean, std, count = study.table("setting")["b",]
+    assert (mean, count) == (pytest.approx(0.25), 18) and std > 0
+
+
+def test_identified_and_apart():
+    references = {"x": torch.eye(3)[:1], "y": torch.eye(3)[1:2]}
+    seen = torch.tensor([[0.9, 0.1, 0], [0.2, 0.8, 0.0], [0.7, 0.1, 0.1], [1.0, 0, 0]])
+    assert identified(seen, references, "x") == 0.75 and identified(seen, references, "y") == 0.25
+    same = torch.ones(2, 3)
+    assert apart({"x": same, "y": 2 * same}, "x") == pytest.approx(0, abs=1e-6)
+    assert apart({"x": references["x"], "y": references["y"]}, "x") == pytest.approx(1)
