@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
         prog="mixofshow", description="Mix-of-Show: tune concepts, fuse them, draw them together."
     )
     commands = top.add_subparsers(dest="command", required=True)
-    _demo(commands), _tune(commands), _fuse(commands), _sample(commands), _evaluate(commands), _doctor(commands)
+    _demo(commands), _tune(commands), _convert(commands), _fuse(commands), _sample(commands)
+    _evaluate(commands), _doctor(commands)
     lab = commands.add_parser("lab", help="open the notebooks in JupyterLab")
     lab.set_defaults(run=run_lab)
     return top
@@ -90,6 +91,33 @@ def run_tune(args) -> None:
     concept = tune(load_base(args.base), data, args.recipe, args.seed, args.steps, checkpoint=checkpoint)
     concept.save(out)
     print(f"saved {out}; in a prompt it is written {concept.phrase}")
+
+
+def _convert(commands) -> None:
+    c = commands.add_parser("convert", help="LoRA file (kohya, diffusers, peft, official) -> concept folder, and back")
+    c.add_argument("source", type=Path, help="a LoRA file, or a concept folder to write as one")
+    c.add_argument("out", type=Path, help="the concept folder, or the .safetensors file")
+    c.add_argument("--class-word", default="", help="what it is in the model's own words; needed to read a LoRA")
+    c.add_argument("--name", help="the concept's name (default: the file's)")
+    c.add_argument("--phrase", default="", help="the trigger words of a LoRA (default: the class word)")
+    c.add_argument("--format", choices=("diffusers", "kohya"), default="diffusers", help="of the file to write")
+    _base(c)
+    c.set_defaults(run=run_convert)
+
+
+def run_convert(args) -> None:
+    from . import Concept, load_base
+
+    if (args.source / "concept.json").is_file():
+        print(f"saved {Concept.load(args.source).to_lora(args.out, args.format)}; the words stay in {args.source}")
+        return
+    if args.source.suffix in (".pth", ".pt"):
+        concept = Concept.from_official(args.source, load_base(args.base), args.name, args.class_word)
+    elif not args.class_word and not args.phrase:
+        raise ValueError("a LoRA file has no words of its own: say what it draws with --class-word, e.g. rabbit")
+    else:
+        concept = Concept.from_lora(args.source, load_base(args.base), args.class_word, args.name, args.phrase)
+    print(f"saved {concept.save(args.out)}; in a prompt it is written {concept.phrase}")
 
 
 def _fuse(commands) -> None:

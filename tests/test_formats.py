@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mixofshow_lite import formats, lora
 from mixofshow_lite.base import noising
+from mixofshow_lite.cli import main
 from mixofshow_lite.concept import Concept
 from mixofshow_lite.formats import keys
 from mixofshow_lite.fusion import gradient_fusion, weight_fusion
@@ -358,5 +359,20 @@ def test_a_lora_without_words_fuses(tiny_base, tmp_path, concept):
 def test_spellings_are_unambiguous(tiny_base):
     layers = keys.layers_of(tiny_base)
     assert len({module.replace(".", "_") for _, module in layers}) == len(layers) == 128 + 4 * 2
-    assert keys.split("conv_in.weight") is None and keys.split("x.lora_B.bias") is None
+    assert keys.split("conv_in.weight")[1] == keys.split("x.lora_B.bias")[1] == ""
     assert keys.split("unet.a.lora_A.my_style.weight") == ("unet.a", "down")
+
+
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_convert_from_the_shell(tiny_folder, concept, tmp_path, capsys, format):
+    folder, file, again = concept.save(tmp_path / "bibi"), tmp_path / "x.safetensors", tmp_path / "again"
+    assert main(["convert", str(folder), str(file), "--format", format]) == 0
+    convert = ["convert", str(file), str(again), "--base", str(tiny_folder)]
+    assert main(convert) == 1 and "say what it draws with --class-word" in capsys.readouterr().err
+    assert main([*convert, "--class-word", "rabbit", "--phrase", "bb rabbit", "--name", "bunny"]) == 0
+    read = Concept.load(again)
+    assert same(read, concept) and (read.name, read.phrase, read.class_word) == ("bunny", "bb rabbit", "rabbit")
+    assert "tensors matched" in read.source and "tensors matched" in (again / "README.md").read_text()
+    torch.save(official(concept), tmp_path / "potter.pth")
+    assert main(["convert", str(tmp_path / "potter.pth"), str(again), "--base", str(tiny_folder)]) == 0
+    assert Concept.load(again).words == concept.words

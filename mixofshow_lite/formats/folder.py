@@ -126,11 +126,11 @@ def load(folder: Path) -> Concept:
     tensors, _ = read_safetensors(folder / "concept.safetensors")
     embeddings = {word: tensors.pop(f"embeddings.{word}", None) for word in about["words"]}
     lora: dict[str, Factors] = {}
-    for key in sorted(key for key in tensors if (split(key) or ("", ""))[1] == "down"):
-        net, _, module = split(key)[0].partition(".")
-        partner = next((k for k in tensors if split(k) == (split(key)[0], "up")), None)
-        if net in NETS and partner:
-            lora.setdefault(net, {})[module] = (tensors.pop(key), tensors.pop(partner))
+    keys = {split(key): key for key in sorted(tensors)}
+    for path, part in keys:
+        net, _, module = path.partition(".")
+        if net in NETS and part == "down" and (path, "up") in keys:
+            lora.setdefault(net, {})[module] = tuple(tensors.pop(keys[path, end]) for end in ("down", "up"))
     missing = [word for word, rows in embeddings.items() if rows is None]
     if missing or tensors:
         what = f"the rows of {missing[0]} are missing" if missing else f"{next(iter(tensors))} belongs to nothing"

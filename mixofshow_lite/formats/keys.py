@@ -49,10 +49,10 @@ OTHERS = (  # what a file is that holds such a key
 )
 
 
-def split(key: str) -> tuple[str, str] | None:
-    """A key -> (what is spelled before the ending, "down" | "up" | "alpha"), None if it has no such ending."""
+def split(key: str) -> tuple[str, str]:
+    """A key -> (the path before its ending, "down" | "up" | "alpha"); (key, "") if it has no such ending."""
     found = ENDING.fullmatch(key)
-    return found and (found["path"], PARTS[found["part"]])
+    return (found["path"], PARTS[found["part"]]) if found else (key, "")
 
 
 def spelling(path: str) -> str:
@@ -84,9 +84,9 @@ def match(
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     left = []
     for key, tensor in tensors.items():
-        path, part = split(key) or ("", "")
+        path, part = split(key)
         layer = table.get(spelling(path))
-        if layer is None or part in found.get(layer, {}):
+        if layer is None or not part or part in found.get(layer, {}):
             left.append(key)
         else:
             found.setdefault(layer, {})[part] = tensor
