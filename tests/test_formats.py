@@ -3,13 +3,15 @@
 import json
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_concept
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from mixofshow_lite import formats, lora
 from mixofshow_lite.base import noising
@@ -17,6 +19,7 @@ from mixofshow_lite.cli import main
 from mixofshow_lite.concept import Concept
 from mixofshow_lite.formats import keys
 from mixofshow_lite.fusion import gradient_fusion, weight_fusion
+from mixofshow_lite.layerwise import cross_attention
 
 KOHYA_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
@@ -376,3 +379,35 @@ def test_convert_from_the_shell(tiny_folder, concept, tmp_path, capsys, format):
     torch.save(official(concept), tmp_path / "potter.pth")
     assert main(["convert", str(tmp_path / "potter.pth"), str(again), "--base", str(tiny_folder)]) == 0
     assert Concept.load(again).words == concept.words
+
+
+@pytest.fixture(scope="module")
+def sd15_shapes():
+    """Stable Diffusion 1.5's nets without weights: names and shapes are all that a reader asks of a base."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+    return SimpleNamespace(base_id="sd15", unet=unet, text_encoder=text_encoder, layers=tuple(cross_attention(unet)))
+
+
+def test_the_official_counts_on_stable_diffusion_15(sd15_shapes, tmp_path):
+    """FACTS: U-Net 797,184 + text encoder 294,912 + embeddings 24,576 floats in 354 tensors."""
+    factors = {
+        net: {n: (torch.ones(4, m.in_features), torch.ones(m.out_features, 4)) for n, m in found.items()}
+        for net in ("text_encoder", "unet")
+        for found in [lora.attention_linears(getattr(sd15_shapes, net))]
+    }
+    rows = {"<potter1>": torch.ones(16, 768), "<potter2>": torch.ones(16, 768)}
+    made = Concept("potter", tuple(rows), "man", "ed_lora", rows, factors)
+    torch.save(official(made), tmp_path / "potter.pth")
+    read = Concept.from_official(tmp_path / "potter.pth", sd15_shapes, class_word="man", verbose=False)
+    assert read.source == (
+        "potter.pth: 354 of 354 tensors matched, 2 words, 48 layers of the text_encoder, 128 layers of the unet"
+    )
+    numbers = {n: sum(t.numel() for pair in f.values() for t in pair) for n, f in read.lora.items()}
+    assert numbers == {"unet": 797_184, "text_encoder": 294_912}
+    assert (
+        sum(t.numel() for t in load_file(read.save(tmp_path / "potter") / "concept.safetensors").values()) == 1_116_672
+    )
+    again = Concept.from_lora(read.to_kohya(tmp_path / "x.safetensors"), sd15_shapes, "man", verbose=False)
+    assert again.source.startswith("x.safetensors: 528 of 528 tensors matched")
