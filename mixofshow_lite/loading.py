@@ -189,7 +189,8 @@ def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
 
     A word <v> becomes L tokens <v_0> ... <v_{L-1}> that hold its L rows, and a token <v> that holds their mean: a stock
     pipeline that is given <v> draws an approximation of the concept (one row for all layers), this library reads the L
-    rows back through new_concept_cfg.json.
+    rows back through new_concept_cfg.json. The official code reads the same file: it puts token <v_l> in the place of
+    <v> in the l-th of its L copies of a prompt, so its layers must be counted as here: down, mid, up.
     """
     from transformers import CLIPTokenizer
 

@@ -1,6 +1,7 @@
 """The center node on a whole (tiny) model: paper 3.2 and 3.3.2."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -10,13 +11,22 @@ import torch
 from conftest import make_concept
 from diffusers import StableDiffusionPipeline
 
+import mixofshow_lite as mos
 from mixofshow_lite import fusion, lora
-from mixofshow_lite.fusion import CenterNode, gradient, gradient_fusion, grams, report, weight_fusion
+from mixofshow_lite.fusion import gradient, gradient_fusion, grams, report, weight_fusion
 from mixofshow_lite.fusion.algebra import dense
 from mixofshow_lite.fusion.weight import with_factors
 
 PROMPTS = ("photo of a {}", "a {} on the beach")
 QUICK = {"prompts": PROMPTS, "steps": 2, "guidance": 3.0, "size": 64, "progress": False}
+
+
+FUSIONS = {
+    "weight": lambda base, concepts, **kw: weight_fusion(base, concepts, **kw),
+    "closed form": lambda base, concepts, **kw: gradient_fusion(base, concepts, **{**QUICK, **kw}),
+    "constrained": lambda base, concepts, **kw: fusion.constrained_fusion(base, concepts, progress=False, **kw),
+    "peft cat": lambda base, concepts, **kw: fusion.peft_fusion(base, concepts, method="cat", **kw),
+}
 
 
 def weights_of(model):
@@ -159,8 +169,9 @@ def test_words_only_concepts_just_add_words(tiny_base, three):
     bare = [replace(c, lora={}) for c in three]
     for model in (weight_fusion(tiny_base, bare), gradient_fusion(tiny_base, bare, **QUICK)):
         assert far(model, tiny_base) == 0 and len(model.words) == 6
-    mixed = gradient_fusion(tiny_base, [three[0], bare[1]], **QUICK).report
-    assert math.isnan(mixed.residual("coco")) and mixed.residual("bibi") < mixed.residual("bibi", which="before")
+    for fuse in FUSIONS.values():
+        mixed = fuse(tiny_base, [bare[1], three[0]])
+        assert far(mixed, fuse(tiny_base, three[:1])) < 1e-6 and len(mixed.words) == 4
 
 
 def test_recorded_gram_is_the_batch_gram(tiny_base, three):
@@ -261,49 +272,12 @@ def test_prompts_by_default_and_by_name(three):
 
 def test_guidance_records_the_empty_prompt_for_half_of_the_rows(tiny_base, three):
     names = gradient.stage_layers(three, "keys and values")[1]
-    contexts = {"bibi": ["photo of a <bibi1> <bibi2>"]}
+    prompt = "photo of a <bibi1> <bibi2>"
     model = tiny_base.with_words(three[0])
-    guided = gradient.record(model, three[0], "keys and values", names, contexts, gradient.Settings(guidance=5.0))
-    named, empty = (grams.record_context(model, names, [p]).grams for p in (contexts["bibi"][0], ""))
+    guided = gradient.record(model, three[0], "keys and values", names, [prompt], gradient.Settings(guidance=5.0))
+    named, empty = (grams.record_context(model, names, [p]).grams for p in (prompt, ""))
     for key, gram in guided.grams.items():
         assert torch.allclose(gram, (named[key] + empty[key]) / 2)
-
-
-def test_center_node_join_and_leave(tiny_base, three):
-    center = CenterNode(tiny_base, **{k: v for k, v in QUICK.items() if k != "progress"})
-    for concept in three[:2]:
-        center.join(concept)
-    two = gradient_fusion(tiny_base, three[:2], **QUICK)
-    assert far(center.fuse(progress=False), two) == 0
-    center.join(three[2])
-    fresh = gradient_fusion(tiny_base, three, **QUICK)
-    quick = center.fuse(progress=False)
-    exact_stages = [n for n in weights_of(fresh) if n.startswith("text_encoder") or grams.CONTEXT_LINEAR.search(n)]
-    assert all(torch.equal(weights_of(quick)[n], weights_of(fresh)[n]) for n in exact_stages)
-    assert 0 < spread(quick, fresh) < 0.6 * spread(two, fresh)  # spatial layers: near, but not the same
-    assert far(center.fuse(exact=True, progress=False), fresh) == 0
-    center.leave(three[2])
-    assert far(center.fuse(exact=True, progress=False), two) == 0
-    assert not any("dodo" in key for key in center.memory.kept)
-    with pytest.raises(KeyError, match="no member"):
-        center.leave("dodo")
-
-
-def test_center_node_samples_only_the_newcomer(tiny_base, three, monkeypatch):
-    sampled = []
-    original = gradient.record_spatial
-
-    def counting(model, names, prompts, *args, **kwargs):
-        sampled.append(prompts[0])
-        return original(model, names, prompts, *args, **kwargs)
-
-    monkeypatch.setattr(gradient, "record_spatial", counting)
-    center = CenterNode(tiny_base, **{k: v for k, v in QUICK.items() if k != "progress"})
-    center.join(three[0])
-    center.fuse(progress=False)
-    center.join(three[1])
-    center.fuse(progress=False)
-    assert len(sampled) == 2 and three[0].phrase in sampled[0] and three[1].phrase in sampled[1]
 
 
 def test_exported_lora_equals_the_fused_model(tiny_base, tiny_folder, three, fused, tmp_path):
@@ -322,20 +296,289 @@ def test_exported_lora_equals_the_fused_model(tiny_base, tiny_folder, three, fus
     assert [p.name for p in tmp_path.iterdir()] == ["fused.safetensors"]
 
 
-def test_peft_cat_is_the_sum_of_deltas(tiny_base, three):
-    """FACTS: peft's `cat` adds adapters exactly as the plain sum does."""
-    from peft import LoraConfig, inject_adapter_in_model
+def few(concept, modules=("attn1.to_q", "attn1.to_k", "attn2.to_k", "attn2.to_v", "self_attn.q_proj"), where="down_b"):
+    """The same concept with updates in few layers: of every stage, but quick to solve."""
+    kept = {
+        net: {n: p for n, p in f.items() if n.endswith(modules) and (net == "text_encoder" or n.startswith(where))}
+        for net, f in concept.lora.items()
+    }
+    return replace(concept, lora=kept)
 
-    linear = torch.nn.Sequential(torch.nn.Linear(32, 32, bias=False))
-    factors = [c.lora["text_encoder"]["encoder.layers.0.self_attn.q_proj"] for c in three]
-    config = LoraConfig(r=2, lora_alpha=2, target_modules=["0"])
-    for number, (down, up) in enumerate(factors):
-        inject_adapter_in_model(config, linear, adapter_name=str(number))
-        linear[0].lora_A[str(number)].weight.data, linear[0].lora_B[str(number)].weight.data = down, up
-    down = torch.cat([linear[0].lora_A[str(i)].weight for i in range(3)])
-    up = torch.cat([linear[0].lora_B[str(i)].weight * linear[0].scaling[str(i)] for i in range(3)], dim=1)
-    summed = weight_fusion(tiny_base, three, normalise=False).report.factors["text_encoder"]
-    assert torch.allclose(up @ down, dense(summed["encoder.layers.0.self_attn.q_proj"]).float(), atol=1e-6)
+
+LIGHT = {"prompts": PROMPTS, "steps": 1, "guidance": 1, "size": 64, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def pair(three):
+    return [few(concept) for concept in three[:2]]
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_base, pair):
+    """A light gradient fusion and what it recorded."""
+    memory = fusion.Memory()
+    return gradient_fusion(tiny_base, pair, memory=memory, **LIGHT), memory
+
+
+@pytest.mark.parametrize("fuse", FUSIONS.values(), ids=FUSIONS)
+def test_every_method_keeps_its_inputs_and_ignores_their_order(tiny_base, pair, fuse):
+    state, concepts = snapshot(tiny_base, pair)
+    model = fuse(tiny_base, pair)
+    assert far(fuse(tiny_base, pair[::-1]), model) == 0 and far(model, tiny_base) > 0.01
+    assert all(torch.equal(state[k], v) for k, v in weights_of(tiny_base).items())
+    for before, after in zip(concepts, pair, strict=True):
+        for net, factors in before.lora.items():
+            assert all(torch.equal(a, b) for n in factors for a, b in zip(factors[n], after.lora[net][n], strict=True))
+    assert model.report.concepts == ("bibi", "coco") and set(model.words) == {w for c in pair for w in c.words}
+
+
+def test_peft_cat_is_the_sum_and_linear_is_not(tiny_base, pair):
+    summed = weights_of(weight_fusion(tiny_base, pair, normalise=False))
+    gap = {
+        m: far(fusion.peft_fusion(tiny_base, pair, m), weight_fusion(tiny_base, pair, normalise=False))
+        for m in ("cat", "linear", "svd")
+    }
+    assert gap["cat"] < 1e-5 < 0.05 < gap["linear"] and gap["svd"] > 0.01  # rank 2 of 4 is not enough
+    assert len(summed) == len(weights_of(tiny_base))
+    whole = fusion.peft_fusion(tiny_base, pair, "svd", svd_rank=4)
+    assert far(whole, weight_fusion(tiny_base, pair, normalise=False)) < 1e-4
+    averaged = fusion.peft_fusion(tiny_base, pair, "cat", weights=[0.5, 0.5])
+    assert far(averaged, weight_fusion(tiny_base, pair)) < 1e-5
+
+
+def test_peft_dare_is_seeded_and_ties_of_all_entries_agrees_by_hand(tiny_base, pair):
+    drawn = [fusion.peft_fusion(tiny_base, pair, "dare_linear", seed=s) for s in (1, 1, 2)]
+    assert far(drawn[0], drawn[1]) == 0 < far(drawn[0], drawn[2])
+    merged = fusion.peft_fusion(tiny_base, pair, "ties", density=1.0).report.factors["unet"]
+    name = next(iter(merged))
+    for side in (0, 1):  # nothing is trimmed: per entry, the mean of those who have the sign of the sum
+        both = torch.stack([c.lora["unet"][name][side] for c in pair])
+        agree = both.sign() == both.sum(dim=0).sign()
+        expected = (both * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
+        assert torch.allclose(merged[name][side].float(), expected, atol=1e-6)
+
+
+def test_what_peft_refuses_is_one_sentence(tiny_base, pair):
+    thin = replace(
+        pair[1], lora={net: {n: (d[:1], u[:, :1]) for n, (d, u) in f.items()} for net, f in pair[1].lora.items()}
+    )
+    with pytest.raises(ValueError, match=r"'ties' \(ranks 2, 1\)"):
+        fusion.peft_fusion(tiny_base, [pair[0], thin], "ties")
+    with pytest.raises(ValueError, match="cannot merge these concepts by 'stew'"):
+        fusion.peft_fusion(tiny_base, pair, "stew")
+    total = weight_fusion(tiny_base, [pair[0], thin], normalise=False)
+    assert far(fusion.peft_fusion(tiny_base, [pair[0], thin], "cat"), total) < 1e-5
+
+
+def whole_updates(concept, base):
+    """A Custom Diffusion concept: whole updates of keys and values, the identity as `down`."""
+    kept = {n: (torch.eye(d.shape[1]), u @ d) for n, (d, u) in concept.lora["unet"].items() if "attn2.to_k" in n}
+    return replace(concept, recipe="custom_diffusion", lora={"unet": kept}, phrase=f"{concept.phrase} rabbit")
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["ed_lora", "custom_diffusion"])
+def test_custom_diffusions_constraint_is_met_exactly(tiny_base, pair, whole):
+    """Second way: run both models' own layers on the context at the concept's words."""
+    concepts = [whole_updates(c, tiny_base) for c in pair] if whole else pair
+    model = fusion.constrained_fusion(tiny_base, concepts, progress=False)
+    averaged = weight_fusion(tiny_base, concepts)
+    layers = {name: i for i, name in enumerate(tiny_base.layers)}
+    for concept in concepts:
+        context = model.context(f"photo of a {concept.phrase}")[0].double()  # (L, N, D)
+        places = [4, 5, 6] + [7] * whole  # the words, the end; Custom Diffusion's class word as well
+        for name, (down, up) in concept.lora["unet"].items():
+            if "attn2" not in name:
+                continue
+            rows = context[layers[name.rpartition(".")[0]], places]
+            wanted = rows @ (weights_of(tiny_base)[f"unet.{name}"].double() + up.double() @ down.double()).T
+            miss, before = (
+                (rows @ weights_of(m)[f"unet.{name}"].double().T - wanted).norm() for m in (model, averaged)
+            )
+            assert miss < 1e-4 * wanted.norm() < before
+    shown = [layer for layer in model.report.layers if layer.stage == "keys and values"]
+    assert len(shown) == len([n for n in concepts[0].lora["unet"] if "attn2" in n])
+    assert max(max(layer.after) for layer in shown) < 1e-9 and min(min(layer.before) for layer in shown) > 0.01
+
+
+def test_constraints_that_contradict_each_other_are_told(tiny_base, pair):
+    first = [replace(c, words=(), embeddings={}, phrase="", fingerprint="") for c in pair]
+    with pytest.warns(UserWarning, match="is not met, because other concepts"):
+        fusion.constrained_fusion(tiny_base, first, progress=False)
+    with pytest.raises(ValueError, match="do not fit into text features of width 32: give fewer prompts"):
+        fusion.constrained_fusion(tiny_base, pair, prompts=[f"a {w} {{}}" for w in "abcdefghijkl"], progress=False)
+
+
+@pytest.mark.parametrize("settings", [{}, {"solver": "lbfgs", "iterations": (5, 5, 5)}, {"span": True}])
+def test_whole_updates_fuse_with_loras(tiny_base, pair, settings):
+    custom = whole_updates(pair[1], tiny_base)
+    model = gradient_fusion(tiny_base, [pair[0], custom], **{**LIGHT, **settings})
+    name, (down, up) = next((n, p) for n, p in model.report.factors["unet"].items() if "attn2.to_k" in n)
+    assert down.shape[0] <= min(down.shape[1], up.shape[0])
+    for concept in ("bibi", "coco"):
+        after, before = (model.report.residual(concept, "keys and values", which) for which in ("after", "before"))
+        assert after < before
+
+
+def test_concepts_without_words_fuse_on_given_prompts(tiny_base, pair):
+    plain = replace(pair[1], words=(), embeddings={}, phrase="", class_word="")
+    with pytest.raises(ValueError, match=r"no words.*prompts=\{'coco'"):
+        gradient_fusion(tiny_base, [pair[0], plain], **{**LIGHT, "prompts": None})
+    given = {"bibi": PROMPTS, "coco": ["a red cat, trigger"]}
+    memory = fusion.Memory()
+    model = gradient_fusion(tiny_base, [pair[0], plain], memory=memory, **{**LIGHT, "prompts": given})
+    assert set(model.words) == set(pair[0].words) and model.report.residual("coco") < model.report.residual(
+        "coco", which="before"
+    )
+    names = gradient.stage_layers([pair[0], plain], "text encoder")[1]
+    expected = grams.record_text(tiny_base.with_concept(plain), names, ["a red cat, trigger"])
+    kept = memory.kept["coco", "text encoder"]
+    assert all(torch.allclose(kept.grams[k], g, rtol=1e-3, atol=1e-5) for k, g in expected.grams.items())
+
+
+def disturbance(base, model, settings):
+    """sum || U X ||^2 over the text encoder's layers on the plain prompts, read by the base."""
+    layers = model.report.factors["text_encoder"]
+    seen = grams.record_text(base, list(layers), list(settings.plain))
+    return sum(fusion.algebra.energy(pair, seen.grams[grams.feed(n)]) for n, pair in layers.items())
+
+
+def test_preservation_rows_keep_other_prompts(tiny_base, pair, recorded):
+    settings = gradient.Settings(preserve=1.0, plain=("a red cat", "dog in the forest"))
+    kept = gradient_fusion(tiny_base, pair, preserve=1.0, plain=settings.plain, **LIGHT)
+    assert disturbance(tiny_base, kept, settings) < 0.7 * disturbance(tiny_base, recorded[0], settings)
+    assert kept.report.concepts == ("bibi", "coco") and len(kept.report.layers[0].after) == 2
+    assert kept.report.residual("bibi") > recorded[0].report.residual("bibi")  # it has its price
+
+
+def test_balance_does_not_drown_a_weak_update(tiny_base, pair):
+    weak = [pair[0], replace(pair[1], scale=0.05)]
+    plain, even = (gradient_fusion(tiny_base, weak, balance=b, **LIGHT).report for b in (False, True))
+    assert even.residual("coco") < 0.5 * plain.residual("coco") and even.residual("bibi") > plain.residual("bibi")
+
+
+def test_rows_can_be_kept_in_the_concepts_span(tiny_base, pair):
+    model = gradient_fusion(tiny_base, pair, span=True, **LIGHT)
+    for net, layers in model.report.factors.items():
+        for name, (down, _) in layers.items():
+            own = torch.cat([c.lora[net][name][0] for c in pair]).double()  # (4, d_in)
+            outside = down - down @ torch.linalg.pinv(own) @ own
+            assert outside.norm() < 1e-8 * down.norm()
+    assert model.report.residual("bibi") < model.report.residual("bibi", which="before")
+
+
+def test_automatic_ridge_is_chosen_for_every_layer(tiny_base, pair):
+    report = gradient_fusion(tiny_base, pair, ridge="auto", **LIGHT).report
+    chosen = {layer.relative for layer in report.layers}
+    assert chosen <= set(fusion.ridge.CANDIDATES) and len(chosen) > 1
+    with pytest.raises(ValueError, match="at least two prompts"):
+        gradient_fusion(tiny_base, pair, ridge="auto", **{**LIGHT, "prompts": ["a {}"]})
+
+
+def test_refining_solves_on_the_fused_models_own_inputs_too(tiny_base, pair, recorded):
+    """Second way, for the text encoder: its refined Grams are half its own, half those of the fused model."""
+    once, memory = recorded
+    again = gradient_fusion(tiny_base, pair, refine=1, **LIGHT)
+    names = gradient.stage_layers(pair, "text encoder")[1]
+    key, name = grams.feed(names[-1]), names[-1]  # the first layer reads the words themselves, which never change
+    mixed = []
+    for concept in pair:
+        prompts = [p.replace("{}", concept.phrase) for p in PROMPTS]
+        seen = grams.record_text(once, names, prompts).grams[key]
+        mixed.append((memory.kept[concept.name, "text encoder"].grams[key] + seen) / 2)
+    w = torch.full((2,), 0.5, dtype=torch.float64)
+    own = [fusion.weight.layer_factors(tiny_base, pair, "text_encoder", name)[i] for i in range(2)]
+    expected = fusion.algebra.closed_form(fusion.algebra.normal_equations(mixed, w, 0.3), own)
+    found = again.report.factors["text_encoder"][name]
+    assert torch.allclose(dense(found), dense(expected), atol=1e-5)
+    assert (dense(found) - dense(once.report.factors["text_encoder"][name])).abs().max() > 1e-4
+
+
+def test_one_yardstick_explains_every_method(tiny_base, pair, recorded):
+    fused, memory = recorded
+    same = fusion.explain(tiny_base, pair, fused, memory)
+    for a, b in zip(same, fused.report.layers, strict=True):
+        assert (a.name, a.before, a.after) == (b.name, b.before, b.after)
+    averaged = fusion.explain(tiny_base, pair, weight_fusion(tiny_base, pair), memory)
+    assert all(
+        a == pytest.approx(b, rel=1e-6) for each in averaged for a, b in zip(each.before, each.after, strict=True)
+    )
+    with pytest.raises(ValueError, match="Nothing was recorded of 'bibi'"):
+        fusion.explain(tiny_base, pair, fused, fusion.Memory())
+    with pytest.raises(ValueError, match="not fused"):
+        fusion.explain(tiny_base, pair, tiny_base, memory)
+
+
+def test_recordings_on_disk_are_those_in_memory(tiny_base, pair, tmp_path, monkeypatch):
+    settings = {**LIGHT, "ridge": "auto"}
+    first, second = fusion.Memory(), fusion.Memory(tmp_path)
+    a, b = (gradient_fusion(tiny_base, pair, memory=m, **settings) for m in (first, second))
+    assert far(a, b) == 0
+    again = fusion.Memory(tmp_path)
+    assert again.kept.keys() == first.kept.keys()
+    for key, statistics in first.kept.items():
+        assert again.kept[key].rows == statistics.rows and len(again.kept[key].parts) == 2
+        assert all(torch.equal(again.kept[key].grams[f], gram) for f, gram in statistics.grams.items())
+        assert set(again.kept[key].grams) == set(statistics.grams)
+    monkeypatch.setattr(gradient, "record", lambda *args, **kw: pytest.fail("nothing was to be recorded again"))
+    assert far(gradient_fusion(tiny_base, pair, memory=again, **settings), a) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(gradient, "IN_MEMORY", 0)  # a model too large for memory goes through a temporary folder
+    assert far(gradient_fusion(tiny_base, pair, **settings), a) == 0
+
+
+def test_report_is_a_figure_and_words(recorded):
+    report = recorded[0].report
+    figure = report.plot()
+    before, after = (axis.images[0].get_array() for axis in figure.axes[:2])
+    assert before.shape == after.shape == (len(report.layers), 2)
+    assert after[3, 1] == report.layers[3].after[1] and before[3, 0] == report.layers[3].before[0]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == list(fusion.report.STAGES)
+    sentence, worst = report.lost_most("coco"), report.worst("coco")
+    lost = sum(layer.after[1] * layer.energy[1] for layer in report.layers)
+    assert worst.name in sentence and f"{worst.after[1] * worst.energy[1] / lost:.0%} of all" in sentence
+    assert len(report.plot("after").axes) == 2  # the map and its colour bar
+    with pytest.raises(ValueError, match="records nothing"):
+        replace(report, layers=[]).plot()
+
+
+def test_drift_compares_the_same_noise(tiny_base, recorded):
+    prompts, settings = ("a red cat", "dog"), {"steps": 2, "guidance": 1, "progress": False}
+    still = fusion.drift(tiny_base, tiny_base.copy(), prompts, seeds=(3, 5), **settings)
+    assert (still.latents, still.pictures, still.share) == (0, 0, 0) and still.spread > 0
+    moved = fusion.drift(tiny_base, recorded[0], prompts, seeds=(3, 5), **settings)
+    drawn = {
+        (m, s, p): pixels(model.sample(p, seed=s, **settings))[0] / 255
+        for m, model in enumerate((tiny_base, recorded[0]))
+        for s in (3, 5)
+        for p in prompts
+    }
+    gaps = [np.square(drawn[1, s, p] - drawn[0, s, p]).mean() for s in (3, 5) for p in prompts]
+    spread = [np.square(drawn[0, 3, p] - drawn[0, 5, p]).mean() for p in prompts]
+    assert moved.pictures == pytest.approx(np.mean(gaps), rel=0.05)
+    assert moved.spread == pytest.approx(np.mean(spread), rel=0.05) and moved.latents > 0
+    assert moved.share == pytest.approx(moved.pictures / moved.spread)
+    for seeds in ((1,), (2, 2)):
+        with pytest.raises(ValueError, match="two different seeds"):
+            fusion.drift(tiny_base, tiny_base, seeds=seeds)
+
+
+def test_a_saved_fusion_binds_as_the_official_code_does(tiny_base, pair, tmp_path):
+    """The official code replaces each word by its layer's token name in 16 copies of the prompt and encodes them."""
+    model = weight_fusion(tiny_base, pair)
+    folder = model.save_pipeline(tmp_path / "fused")
+    stock = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
+    listing = json.loads((folder / "new_concept_cfg.json").read_text())
+    prompt = f"photo of a {pair[0].phrase} and {pair[1].phrase}"
+    prompts = [prompt] * len(model.layers)
+    for word, entry in listing.items():
+        names = entry["concept_token_names"]
+        assert stock.tokenizer.convert_tokens_to_ids(names) == entry["concept_token_ids"]
+        prompts = [p.replace(word, name) for p, name in zip(prompts, names, strict=True)]
+    ids = stock.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        features = stock.text_encoder(ids)[0]  # (L, N, D)
+    assert torch.allclose(features, model.context(prompt)[0], atol=1e-4)
+    assert torch.allclose(mos.load_base(folder, device="cpu").context(prompt), model.context(prompt), atol=1e-4)
 
 
 def test_zero_up_changes_nothing(tiny_base, three):
@@ -347,7 +590,7 @@ def test_zero_up_changes_nothing(tiny_base, three):
         assert far(model, tiny_base) == 0
 
 
-@pytest.mark.parametrize("fuse", [weight_fusion, lambda base, concepts: gradient_fusion(base, concepts, **QUICK)])
+@pytest.mark.parametrize("fuse", FUSIONS.values(), ids=FUSIONS)
 def test_bad_concepts_are_answered_in_one_sentence(tiny_base, three, fuse):
     first, second = three[:2]
     name, (down, up) = next(iter(first.lora["unet"].items()))
@@ -373,6 +616,11 @@ def test_bad_concepts_are_answered_in_one_sentence(tiny_base, three, fuse):
         ({"towards": "moon"}, "towards"),
         ({"ridge": -1.0}, "ridge must be"),
         ({"ridge": (0.1, 0.1)}, "one ridge"),
+        ({"ridge": "best"}, "ridge must be"),
+        ({"ridge": (0.1, math.nan, 0.1)}, "ridge must be"),
+        ({"preserve": -1.0}, "preserve=-1.0 is no weight"),
+        ({"plain": "a cat"}, "no list of prompts"),
+        ({"refine": -1}, "no number of passes"),
         ({"prompts": ["a cat"]}, "do not name the concept"),
         ({"prompts": "a {}"}, "do not name the concept"),
         ({"prompts": []}, "do not name the concept"),

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from mixofshow_lite.fusion import algebra
+from mixofshow_lite.fusion.grams import Statistics, joined
+from mixofshow_lite.fusion.ridge import leave_one_out
 
 D_IN, D_OUT, RANK = 12, 10, 2
 
@@ -212,3 +214,138 @@ def test_silent_layer_and_bad_ridge():
     for ridge in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="ridge must be"):
             algebra.normal_equations([zero, zero], equal(2), ridge)
+
+
+def closed(normal, factors, towards):
+    return algebra.closed_form(normal, factors, towards)
+
+
+def searched(normal, factors, towards):
+    return algebra.lbfgs(normal, factors, towards, iterations=300)
+
+
+@pytest.mark.parametrize("solver", [closed, searched])
+@pytest.mark.parametrize("towards", ["base", "average"])
+def test_known_answers_of_both_solvers(solver, towards):
+    """One concept is itself; the same concept twice is itself; disjoint inputs lose nothing; order does not matter."""
+    factors, rows, grams, weights = problem(n=2)
+
+    def fuse(factors, grams):
+        return solver(algebra.normal_equations(grams, equal(len(grams)), 0.0), factors, towards)
+
+    own = algebra.dense(factors[0])
+    assert torch.allclose(algebra.dense(fuse(factors[:1], grams[:1])), own, atol=1e-5)
+    assert torch.allclose(algebra.dense(fuse([factors[0]] * 2, [grams[0]] * 2)), own, atol=1e-5)
+    forth, back = fuse(factors, grams), fuse(factors[::-1], grams[::-1])
+    assert torch.allclose(algebra.dense(forth), algebra.dense(back), atol=1e-5)
+    left, right = torch.zeros(D_IN, dtype=torch.float64), torch.zeros(D_IN, dtype=torch.float64)
+    left[:5], right[5:10] = 1, 1
+    apart = [gram_of(random_rows(0, 20, scale=left)), gram_of(random_rows(1, 20, scale=right))]
+    for update, gram in zip(factors, apart, strict=True):
+        assert algebra.difference_energy(fuse(factors, apart), update, gram) < 1e-8 * algebra.energy(update, gram)
+    few = [x[:2] for x in rows]  # under-determined: the change from the start stays in the rows' span
+    x = torch.cat(few)
+    outside = torch.eye(D_IN, dtype=torch.float64) - torch.linalg.pinv(x) @ x
+    start = algebra.dense(algebra.average(factors, equal(2))) if towards == "average" else 0
+    moved = algebra.dense(fuse(factors, [gram_of(part) for part in few])) - start
+    assert (moved @ outside).abs().max() < 1e-8 < moved.abs().max()
+    assert torch.linalg.matrix_rank(algebra.dense(forth)) <= 2 * RANK
+
+
+def test_losses_and_the_average_may_be_weighted_differently():
+    factors, _, grams, _ = problem(rows=5)
+    weights, prior = torch.tensor([0.2, 0.3, 0.9]).double(), torch.tensor([0.5, 0.5, 0.0]).double()
+    normal = algebra.normal_equations(grams, weights, 0.2, prior)
+    total = sum(w * g for w, g in zip(weights, grams, strict=True))
+    inverse = torch.linalg.inv(total + normal.ridge * torch.eye(D_IN, dtype=torch.float64))
+    mean = algebra.dense(algebra.average(factors, prior))
+    pull = sum(w * (algebra.dense(f) - mean) @ g for w, f, g in zip(weights, factors, grams, strict=True))
+    found = algebra.dense(algebra.closed_form(normal, factors, "average"))
+    assert torch.allclose(found, mean + pull @ inverse, atol=1e-12)
+
+
+def test_rows_limited_to_a_span_are_the_best_there():
+    """Second way: least squares over Y in U = Y Q."""
+    factors, rows, grams, weights = problem(rows=30)
+    basis = algebra.row_span(factors)
+    assert basis.shape == (3 * RANK, D_IN)
+    assert torch.allclose(basis @ basis.T, torch.eye(3 * RANK, dtype=torch.float64), atol=1e-12)
+    inside, narrow = algebra.within(basis, factors, grams)
+    down, up = algebra.closed_form(algebra.normal_equations(narrow, weights, 0.0), inside, "average")
+    scale = [(w / len(x)).sqrt() for w, x in zip(weights, rows, strict=True)]
+    x = torch.cat([s * own @ basis.T for s, own in zip(scale, rows, strict=True)])
+    y = torch.cat([s * own @ algebra.dense(f).T for s, own, f in zip(scale, rows, factors, strict=True)])
+    expected = torch.linalg.lstsq(x, y).solution.T @ basis
+    assert torch.allclose(algebra.dense((down @ basis, up)), expected, atol=1e-10)
+    free = algebra.closed_form(algebra.normal_equations(grams, weights, 0.0), factors)
+    lost = [
+        algebra.loss(u, factors, grams, weights) for u in (free, (down @ basis, up), algebra.average(factors, weights))
+    ]
+    assert lost[0] <= lost[1] <= lost[2]
+
+
+def test_custom_diffusions_constraint():
+    """Met exactly, of low rank, and the KKT system's answer."""
+    factors, rows = [random_factors(i) for i in range(3)], [random_rows(i, 3) for i in range(3)]
+    regular = gram_of(random_rows(7, 40))
+    found, condition = algebra.constrained(regular, rows, factors, ridge=1e-3)
+    for own, x in zip(factors, rows, strict=True):
+        assert ((algebra.dense(found) - algebra.dense(own)) @ x.T).norm() < 1e-9 * (algebra.dense(own) @ x.T).norm()
+    C = torch.cat(rows)
+    V = torch.cat([algebra.dense(own) @ x.T for own, x in zip(factors, rows, strict=True)], dim=1)
+    G = regular + 1e-3 * regular.diagonal().mean() * torch.eye(D_IN, dtype=torch.float64)
+    zero = torch.zeros(len(C), len(C), dtype=torch.float64)
+    kkt = torch.cat([torch.cat([2 * G, C.T], dim=1), torch.cat([C, zero], dim=1)])
+    right = torch.cat([torch.zeros(D_IN, D_OUT, dtype=torch.float64), V.T])
+    assert torch.allclose(algebra.dense(found), torch.linalg.solve(kkt, right)[:D_IN].T, atol=1e-9)
+    assert found[0].shape[0] == 3 * RANK and 1 < condition < float("inf")
+    twice, condition = algebra.constrained(regular, rows * 2, factors * 2, ridge=1e-3)  # repeated but consistent
+    assert torch.allclose(algebra.dense(twice), algebra.dense(found), atol=1e-7) and condition == float("inf")
+
+
+def test_whole_updates_are_stored_compactly():
+    for d_in, d_out in ((12, 10), (10, 12)):
+        many = algebra.average([random_factors(i, d_in, d_out, rank=6) for i in range(4)], equal(4))
+        small = algebra.compact(many)
+        assert small[0].shape == (10, d_in) and small[1].shape == (d_out, 10)
+        assert torch.allclose(algebra.dense(small), algebra.dense(many), atol=1e-12)
+    few = random_factors(0)
+    assert algebra.compact(few) is few
+
+
+@pytest.mark.parametrize("towards", ["base", "average"])
+def test_automatic_ridge_is_what_rows_left_out_ask_for(towards):
+    """Second way: from the raw rows, prompt by prompt, with the dense formula."""
+    factors, weights, prompts = [random_factors(i) for i in range(2)], equal(2), 3
+    rows = [[random_rows(10 * i + p, 4 + p) for p in range(prompts)] for i in range(2)]
+    own = [joined([Statistics({"x": gram_of(x)}, {"x": len(x)}) for x in each]) for each in rows]
+    for each, statistics in zip(rows, own, strict=True):
+        assert torch.allclose(statistics.grams["x"], gram_of(torch.cat(each)), atol=1e-12)
+    candidates = (0.01, 0.1, 1.0, 10.0)
+    best, losses = leave_one_out(own, "x", [factors], weights, weights, towards, candidates)
+    expected = []
+    for ridge in candidates:
+        lost = 0.0
+        for fold in range(prompts):
+            grams = [gram_of(torch.cat([x for p, x in enumerate(each) if p != fold])) for each in rows]
+            update = algebra.dense(
+                algebra.closed_form(algebra.normal_equations(grams, weights, ridge), factors, towards)
+            )
+            for w, f, each in zip(weights, factors, rows, strict=True):
+                lost += w * ((algebra.dense(f) - update) @ each[fold].T).square().sum() / len(each[fold])
+        expected.append(lost.item())
+    assert losses == pytest.approx(expected, rel=1e-9)
+    assert best == candidates[expected.index(min(expected))] and len(set(expected)) == 4
+
+
+def test_a_gram_that_is_not_finite_or_singular_is_answered():
+    factors, _, grams, weights = problem(n=2)
+    with pytest.raises(ValueError, match="not finite: record the concepts again"):
+        algebra.normal_equations([grams[0], grams[1] * float("nan")], weights, 0.1)
+    x = random_rows(0, 1)
+    single = [gram_of(x).float().double()] * 2  # of rank 1, with float32 rounding in all other directions
+    normal = algebra.normal_equations(single, weights, 0.0, precision=torch.finfo(torch.float32).eps)
+    found = algebra.dense(algebra.closed_form(normal, factors, "base"))
+    assert normal.freedom == pytest.approx(1) and found.isfinite().all()
+    mean = algebra.dense(algebra.average(factors, weights))
+    assert torch.allclose(found @ x.T, mean @ x.T, atol=1e-5)

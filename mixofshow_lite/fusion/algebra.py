@@ -6,20 +6,24 @@ Every concept i brings an update dW_i and the inputs X_i its layer saw. The fuse
 
 so the inputs matter only through their Grams. With G = sum_i w_i G_i and a ridge lam towards a prior P, the minimum is
 
-    U* = P + sum_i w_i (dW_i - P) G_i (G + lam I)^-1        P = 0 ("base") or P = A = sum_i w_i dW_i ("average", Eq. 2)
+    U* = P + sum_i w_i (dW_i - P) G_i (G + lam I)^-1        P = 0 ("base") or P = A = sum_i a_i dW_i ("average", Eq. 2)
 
     paper   here                 shape
     X_i     (streamed)           (d_in, rows_i)
             grams[i]             (d_in, d_in)                      X_i X_i^T / rows_i, float64
     dW_i    factors[i]           down (r_i, d_in), up (d_out, r_i)  dW_i = up @ down, any LoRA scale already inside `up`
-            weights[i]           ()                                w_i >= 0, sum 1
+            weights[i]           ()                                w_i >= 0, sum 1 unless there are preservation rows
+            prior[i]             ()                                a_i, weights of the average (Eq. 2); w_i by default
     U       factors              down (sum r_i, d_in), up (d_out, sum r_i)
 
 Both terms of U* multiply dW_i from the right only, so U* = [up_1 .. up_n] [down_1 R_1; ..; down_n R_n]: exactly of rank
 <= sum r_i, an ordinary LoRA. The iterates of LBFGS stay in the same span (they are sums of gradients), so the paper's
 solver has that form too.
+
+Grams are only ever looked at one after the other, so that `grams` may be a sequence that reads them from disk.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +47,16 @@ def no_update(d_in: int, d_out: int) -> Factors:
     return torch.zeros(0, d_in, dtype=torch.float64), torch.zeros(d_out, 0, dtype=torch.float64)
 
 
+def compact(factors: Factors) -> Factors:
+    """The same update with at most min(d_out, d_in) rows: whole updates (Custom Diffusion) would add up to more."""
+    down, up = factors
+    if down.shape[0] <= min(down.shape[1], up.shape[0]):
+        return factors
+    update = dense(factors)
+    eye = torch.eye(min(update.shape), dtype=update.dtype)
+    return (eye, update) if update.shape[1] <= update.shape[0] else (update, eye)
+
+
 def average(factors: list[Factors], weights: Tensor) -> Factors:
     """Weight fusion of one layer (Eq. 2): A = sum_i w_i dW_i, kept as factors."""
     downs = [down for down, _ in factors]
@@ -62,7 +76,7 @@ def energy(factors: Factors, gram: Tensor) -> float:
     return difference_energy(factors, no_update(factors[0].shape[1], factors[1].shape[0]), gram)
 
 
-def loss(update: Factors, factors: list[Factors], grams: list[Tensor], weights: Tensor) -> float:
+def loss(update: Factors, factors: list[Factors], grams: Sequence[Tensor], weights: Tensor) -> float:
     """The paper's objective for one layer at W0 + update, from the Grams alone."""
     terms = [difference_energy(update, own, gram) for own, gram in zip(factors, grams, strict=True)]
     return float(sum(weight * term for weight, term in zip(weights.tolist(), terms, strict=True)))
@@ -72,8 +86,9 @@ def loss(update: Factors, factors: list[Factors], grams: list[Tensor], weights: 
 class Normal:
     """The normal equations of one set of Grams, ready to be applied to every layer that was fed these inputs."""
 
-    grams: list[Tensor]  # n x (d_in, d_in)
-    weights: Tensor  # (n,)
+    grams: Sequence[Tensor]  # n x (d_in, d_in)
+    weights: Tensor  # (n,) of the concepts' losses
+    prior: Tensor  # (n,) of the concepts' updates in the average
     inverse: Tensor  # (d_in, d_in) (G + lam I)^-1, or the pseudo-inverse when lam = 0
     rest: Tensor  # (d_in, d_in) I - G (G + lam I)^-1: where the recordings are silent
     ridge: float  # lam, absolute
@@ -81,24 +96,40 @@ class Normal:
     freedom: float  # trace of G (G + lam I)^-1: directions that the recordings decide
 
 
-def normal_equations(grams: list[Tensor], weights: Tensor, ridge: float) -> Normal:
+def decompose(grams: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (d_in,) >= 0 and eigenvectors (d_in, d_in) of G = sum_i w_i G_i; ValueError if G is not finite."""
+    total = sum(weight * gram for weight, gram in zip(weights, grams, strict=True))
+    if not torch.isfinite(total).all():
+        raise ValueError("A Gram matrix holds numbers that are not finite: record the concepts again.")
+    values, vectors = torch.linalg.eigh(total)
+    return values.clamp(min=0), vectors
+
+
+def normal_equations(
+    grams: Sequence[Tensor],
+    weights: Tensor,
+    ridge: float,
+    prior: Tensor | None = None,
+    eigen: tuple[Tensor, Tensor] | None = None,
+    precision: float = torch.finfo(torch.float64).eps,
+) -> Normal:
     """Factorise G = sum_i w_i G_i once; `ridge` is relative: lam = ridge * trace(G) / d_in.
 
-    With ridge 0 directions never seen (eigenvalues below rounding) are left to the prior: the minimum-norm change.
+    With ridge 0 directions never seen (eigenvalues below rounding, d_in * `precision` of the largest) are left to the
+    prior: the minimum-norm change. `eigen` is `decompose`'s answer where it is known already.
     """
     if not 0 <= ridge < float("inf"):
         raise ValueError(f"ridge must be zero or a positive number, not {ridge}.")
-    total = sum(weight * gram for weight, gram in zip(weights, grams, strict=True))
-    values, vectors = torch.linalg.eigh(total)
-    values = values.clamp(min=0)
+    values, vectors = decompose(grams, weights) if eigen is None else eigen
     largest = values[-1].item()
     lam = ridge * values.mean().item() if largest > 0 else 0.0
-    seen = values + lam > len(values) * torch.finfo(values.dtype).eps * largest
+    seen = values + lam > len(values) * precision * largest
     inverted = torch.where(seen, 1 / (values + lam), 0.0)  # (d_in,)
     smallest = values[0].item() + lam if bool(seen.all()) else 0.0
     return Normal(
         grams=grams,
         weights=weights,
+        prior=weights if prior is None else prior,
         inverse=(vectors * inverted) @ vectors.T,
         rest=(vectors * (1 - values * inverted)) @ vectors.T,
         ridge=lam,
@@ -107,17 +138,28 @@ def normal_equations(grams: list[Tensor], weights: Tensor, ridge: float) -> Norm
     )
 
 
+def row_span(factors: list[Factors]) -> Tensor:
+    """An orthonormal basis (R, d_in) of the directions that any down_i reads, R <= sum r_i."""
+    _, values, rows = torch.linalg.svd(torch.cat([down for down, _ in factors]), full_matrices=False)
+    return rows[values > len(rows) * torch.finfo(values.dtype).eps * values.max()] if len(values) else rows
+
+
+def within(rows: Tensor, factors: list[Factors], grams: Sequence[Tensor]) -> tuple[list[Factors], list[Tensor]]:
+    """The same problem with U limited to U = Y rows: every input x is only seen as rows x, (R,) numbers."""
+    return [(down @ rows.T, up) for down, up in factors], [rows @ gram @ rows.T for gram in grams]
+
+
 def closed_form(normal: Normal, factors: list[Factors], towards: str = "average") -> Factors:
-    """U* of one layer, exactly and already factored: down_i -> w_i down_i (G_i (G + lam I)^-1 + [average] rest).
+    """U* of one layer, exactly and already factored: down_i -> down_i (w_i G_i (G + lam I)^-1 + [average] a_i rest).
 
     `towards` says what the ridge shrinks to, and what is done where nothing was recorded: "average" or "base".
     """
     downs = []
-    for weight, gram, (down, _) in zip(normal.weights, normal.grams, factors, strict=True):
-        moved = down @ gram @ normal.inverse  # (r_i, d_in)
+    for weight, share, gram, (down, _) in zip(normal.weights, normal.prior, normal.grams, factors, strict=True):
+        moved = weight * (down @ gram @ normal.inverse)  # (r_i, d_in)
         if towards == "average":
-            moved = moved + down @ normal.rest
-        downs.append(weight * moved)
+            moved = moved + share * (down @ normal.rest)
+        downs.append(moved)
     return torch.cat(downs), torch.cat([up for _, up in factors], dim=1)
 
 
@@ -134,9 +176,9 @@ def lbfgs(normal: Normal, factors: list[Factors], towards: str = "base", iterati
     constant = sum(
         weight * energy(own, gram) for weight, gram, own in zip(weights.tolist(), grams, factors, strict=True)
     )
-    start = dense(average(factors, weights)) if towards == "average" else torch.zeros_like(cross)
+    start = dense(average(factors, normal.prior)) if towards == "average" else torch.zeros_like(cross)
     if constant == 0:
-        return average(factors, weights) if towards == "average" else (torch.zeros_like(moved), up)
+        return average(factors, normal.prior) if towards == "average" else (torch.zeros_like(moved), up)
 
     update = start.clone().requires_grad_(True)
     best = (float("inf"), start)
@@ -162,3 +204,26 @@ def lbfgs(normal: Normal, factors: list[Factors], towards: str = "base", iterati
     with torch.enable_grad():
         optimizer.step(closure)
     return torch.linalg.pinv(up) @ best[1], up
+
+
+def constrained(
+    regular: Tensor, rows: list[Tensor], factors: list[Factors], ridge: float = 1e-4
+) -> tuple[Factors, float]:
+    """Custom Diffusion's merge of one layer: U with U c = dW_i c for every row c of rows[i], least else on `regular`.
+
+    U = argmin tr(U G U^T) s.t. U C^T = V, so U = V (C G^-1 C^T)^-1 C G^-1: with V = [dW_1 C_1^T .. dW_n C_n^T] of rank
+    <= sum r_i as well. `regular` is G (d_in, d_in) of prompts without concepts, rows[i] is C_i (s_i, d_in); `ridge` is
+    relative and makes G invertible. Also returns the condition of C G^-1 C^T: infinite if rows repeat, which is no
+    harm as long as they ask for the same output.
+    """
+    values, vectors = decompose([regular], torch.ones(1, dtype=regular.dtype))
+    lam = ridge * values.mean() if values[-1] > 0 else torch.ones(())
+    C = torch.cat(rows)  # (s, d_in), s = sum s_i
+    reach = C @ (vectors / (values + lam)) @ vectors.T  # (s, d_in) C G^-1
+    weights, axes = torch.linalg.eigh(reach @ C.T)  # (s,), (s, s)
+    seen = weights > len(weights) * torch.finfo(weights.dtype).eps * weights[-1]
+    solved = (axes * torch.where(seen, 1 / weights, 0.0)) @ axes.T @ reach  # (s, d_in)
+    parts = solved.split([len(own) for own in rows])
+    downs = [down @ own.T @ part for (down, _), own, part in zip(factors, rows, parts, strict=True)]
+    condition = (weights[-1] / weights[0]).item() if bool(seen.all()) else float("inf")
+    return (torch.cat(downs), torch.cat([up for _, up in factors], dim=1)), condition

@@ -9,93 +9,39 @@ values -> spatial layers.
 
     paper   here                    shape
     X_i     Statistics.grams        (d_in, d_in)      see `grams`
-    W*      report.factors          (r, d_in), (d_out, r), r = sum r_i, see `algebra`
+    W*      report.factors          (r, d_in), (d_out, r), r <= sum r_i, see `algebra`
 
 Departures from the paper: it records "photo of a {}" and "{}" without guidance and runs LBFGS for 500/50 iterations
 from W0. On a small model that exact answer overfits what was recorded: prompts outside it turn to noise. So the
 default records several contexts with guidance and solves in closed form with a ridge towards the average.
-`solver="lbfgs"` is the paper's solver.
+`solver="lbfgs"` is the paper's solver; the other choices are in `settings`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from .. import lora
 from ..base import DiffusionModel
 from ..concept import Concept, Factors
 from . import algebra
-from .grams import CONTEXT_LINEAR, Statistics, feed, record_context, record_spatial, record_text
+from .drift import drift as measure_drift
+from .grams import CONTEXT_LINEAR, Statistics, feed, joined, record_context, record_spatial, record_text
+from .memory import Column, Memory, digest, gram_bytes
 from .report import STAGES, FusionReport, LayerReport
-from .weight import check, layer_factors, updated_layers, with_factors
+from .ridge import leave_one_out
+from .settings import Settings
+from .weight import check, layer_factors, updated_layers, updating, with_factors
 
-PROMPTS = ("photo of a {}", "a {} in the forest", "a {} on the beach", "a picture of a {} in the city")
-PLACE_PROMPTS = ("photo of {}", "a cat in {}", "a blue robot in {}", "two friends in {}")
-PLACES = frozenset(
-    "beach forest snow city desert moon mountain lake street castle room".split()
-)  # class words of scenes
 TEXT, CONTEXT, SPATIAL = STAGES
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a gradient fusion records and solves; equal settings and concepts give the same fused model."""
-
-    solver: str = "closed_form"  # or "lbfgs"
-    ridge: float | Sequence[float] = 0.3  # relative to the mean diagonal of the Grams; one number, or one per stage
-    towards: str | None = None  # where the ridge (or LBFGS's start) is: "average", "base"; None: average, LBFGS: base
-    prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None  # with {} for the words; or by concept name;
-    # None: PROMPTS, or PLACE_PROMPTS where the class word is a place
-    steps: int = 12  # denoising steps of every recorded picture
-    guidance: float | None = (
-        None  # while recording; None: the model's default, 1: conditional branch only, as in the paper
-    )
-    seed: int = 0  # of the recorded pictures
-    size: int | tuple[int, int] | None = None  # of the recorded pictures, in pixels; None: the model's
-    padding: bool = True  # whether text features after the end of the prompt count (the U-Net attends to them)
-    iterations: Sequence[int] = (500, 500, 50)  # of LBFGS, one number per stage
-
-    def __post_init__(self):
-        if self.solver not in ("closed_form", "lbfgs"):
-            raise ValueError(f"There is no solver {self.solver!r}: choose 'closed_form' or 'lbfgs'.")
-        if self.towards not in (None, "average", "base"):
-            raise ValueError(f"towards={self.towards!r} is unknown: choose 'average' or 'base'.")
-        if len(self.stage_ridge) != len(STAGES) or len(self.iterations) != len(STAGES):
-            raise ValueError(
-                f"Give one ridge, or one per stage, and one number of iterations per stage: {', '.join(STAGES)}."
-            )
-
-    @property
-    def stage_ridge(self) -> tuple[float, ...]:
-        return tuple(self.ridge) if isinstance(self.ridge, Sequence) else (self.ridge,) * len(STAGES)
-
-    @property
-    def prior(self) -> str:
-        return self.towards or ("average" if self.solver == "closed_form" else "base")
-
-    def contexts(self, concept: Concept) -> list[str]:
-        """The recorded prompts of one concept."""
-        own = self.prompts.get(concept.name) if isinstance(self.prompts, Mapping) else self.prompts
-        if own is None:
-            own = PLACE_PROMPTS if concept.class_word in PLACES else PROMPTS
-        if isinstance(own, str) or not own or not all("{}" in prompt for prompt in own):
-            raise ValueError(f"prompts={own!r} do not name the concept: give a list of prompts with {{}} in each.")
-        return [prompt.replace("{}", concept.phrase or concept.class_word) for prompt in own]
-
-
-@dataclass
-class Memory:
-    """Recorded statistics by (concept name, stage): what is in it is used, what is missing is recorded and added."""
-
-    kept: dict[tuple[str, str], Statistics] = field(default_factory=dict)
-
-    def get(self, concept: Concept, stage: str, names: list[str]) -> Statistics | None:
-        found = self.kept.get((concept.name, stage))
-        return found if found is not None and all(feed(name) in found.grams for name in names) else None
-
-    def forget(self, concept: str | None = None, stage: str | None = None) -> None:
-        """Drop the statistics of one concept (or all) in one stage (or all)."""
-        self.kept = {(c, s): v for (c, s), v in self.kept.items() if concept not in (None, c) or stage not in (None, s)}
+PLAIN = ""  # stands for "no concept" where a concept's name is asked for: the preservation rows
+IN_MEMORY = 2**29  # bytes of Grams a fusion may hold at once; more are kept in a temporary folder
+RECORDED = torch.finfo(torch.float32).eps  # Grams are sums of float32 products
 
 
 def gradient_fusion(
@@ -105,38 +51,137 @@ def gradient_fusion(
     weights: Sequence[float] | None = None,
     progress: bool = True,
     memory: Memory | None = None,
+    drift: bool = False,
     **settings,
 ) -> DiffusionModel:
     """The base with the fused update of all concepts and all their words; `.report` says what each concept lost where.
 
-    `settings` are the fields of `Settings`: ridge, towards, prompts, steps, guidance, seed, size, padding,
-    iterations. The base and the concepts stay as they are; their order does not matter. `memory` is for the center
-    node. Raises ValueError with one sentence on unusable concepts, weights or settings.
+    `settings` are the fields of `Settings`: ridge, towards, prompts, steps, guidance, seed, size, padding, iterations,
+    preserve, plain, balance, span, refine. With `drift` the report also says how far prompts without any concept have
+    moved (it samples them). The base and the concepts stay as they are; their order does not matter. A concept without
+    updates just adds its words; to keep its pictures too, name it in `plain` prompts and `preserve` them. What is
+    recorded is taken from `memory` and added to it. Raises ValueError with one sentence on unusable concepts, weights
+    or settings.
     """
     chosen = Settings(solver=solver, **settings)
     concepts, w = check(base, concepts, weights)
-    contexts = {concept.name: chosen.contexts(concept) for concept in concepts}
-    memory = Memory() if memory is None else memory
-    fused, factors, layers = base.with_words(*concepts), {"text_encoder": {}, "unet": {}}, []
-    with tqdm(total=len(STAGES) * len(concepts), disable=not progress, desc="fusing", leave=False) as bar:
-        for number, stage in enumerate(STAGES):
-            net, names = stage_layers(concepts, stage)
-            bar.set_postfix_str(stage)
-            statistics = []
-            for concept in concepts if names else ():
-                known = memory.get(concept, stage, names)
-                if known is None:
-                    known = memory.kept[concept.name, stage] = record(fused, concept, stage, names, contexts, chosen)
-                statistics.append(known)
-                bar.update()
-            solved, reports = solve(base, concepts, w, number, statistics, chosen)
-            fused = with_factors(fused, {net: solved})
-            factors[net] |= solved
-            layers += reports
+    fusion = Fusion(base, concepts, w, chosen)
+    total = len(STAGES) * (len(concepts) + (chosen.preserve > 0)) * (1 + chosen.refine)
+    with tqdm(total=total, disable=not progress, desc="fusing", leave=False) as bar:
+        if memory is None and gram_bytes(fusion.widths(), len(concepts) + 1) > IN_MEMORY:
+            with tempfile.TemporaryDirectory() as folder:
+                fusion.run(Memory(Path(folder)), bar)
+        else:
+            fusion.run(Memory() if memory is None else memory, bar)
+    fused = fusion.model()
     shown = {"weights": tuple(w.tolist()), "towards": chosen.prior, "ridge": chosen.stage_ridge, "seed": chosen.seed}
-    names = tuple(concept.name for concept in concepts)
-    fused.report = FusionReport(f"gradient fusion ({solver})", names, shown, layers, factors)
+    shown |= {name: getattr(chosen, name) for name in ("preserve", "balance", "span", "refine")}
+    names = tuple(concept.name for concept in fusion.concepts)
+    fused.report = FusionReport(f"gradient fusion ({solver})", names, shown, fusion.reports(), fusion.factors)
+    if drift:
+        fused.report.drift = measure_drift(base, fused, progress=progress, size=chosen.size)
     return fused
+
+
+class Fusion:
+    """One gradient fusion on its way: what is fused so far, and the three stages that add to it."""
+
+    def __init__(self, base: DiffusionModel, concepts: list[Concept], weights: Tensor, settings: Settings):
+        self.base, self.settings = base, settings
+        self.concepts, self.weights = updating(concepts, weights)  # n, (n,)
+        self.contexts = {concept.name: settings.contexts(concept) for concept in self.concepts}
+        self.worded = base.with_words(*concepts)
+        self.factors: dict[str, Factors] = {"text_encoder": {}, "unet": {}}
+        self.layers: dict[str, list[LayerReport]] = {}  # stage -> reports
+        recording = settings.recording() + base.fingerprint
+        self.keys = {c.name: digest(c) + recording for c in self.concepts}
+        # Plain prompts may name concepts that are words only.
+        self.keys[PLAIN] = recording + "".join(digest(c) for c in concepts if c.name not in self.keys)
+        self.state = state(base, concepts, weights, settings)
+
+    def run(self, memory: Memory, bar) -> None:
+        """All stages in their order, then the refining passes, if any."""
+        for number, stage in enumerate(STAGES):
+            bar.set_postfix_str(stage)
+            names, fused = stage_layers(self.concepts, stage)[1], with_factors(self.worded, self.before(stage))
+            self.solve(number, [self.known(memory, fused, c, stage, names, bar) for c in self.sources() if names])
+        for _ in range(self.settings.refine):
+            for number, stage in enumerate(STAGES):
+                bar.set_postfix_str(f"{stage}, again")
+                with tempfile.TemporaryDirectory() as place:
+                    scratch = Memory(Path(place) if memory.folder else None)
+                    self.solve(number, self.again(memory, scratch, stage, bar))
+
+    def sources(self) -> list[Concept | None]:
+        """Whose inputs are recorded: every concept, and None for the plain prompts where they are preserved."""
+        return [*self.concepts, *([None] if self.settings.preserve else [])]
+
+    def known(self, memory: Memory, fused: DiffusionModel, concept, stage: str, names: list[str], bar) -> Statistics:
+        """One concept's statistics in a stage, from the memory or recorded now under its own layers."""
+        name = concept.name if concept else PLAIN
+        found = memory.get(name, stage, names, self.keys[name])
+        if found is None:
+            found = self.record(fused, concept, concept, stage, names)
+            found.key, found.made_with = self.keys[name], self.state
+            found = memory.put(name, stage, found)
+        bar.update()
+        return found
+
+    def again(self, memory: Memory, scratch: Memory, stage: str, bar) -> list[Statistics]:
+        """Every concept's statistics in a stage, half as in the first pass, half under the fused model itself."""
+        names, fused, found = stage_layers(self.concepts, stage)[1], self.model(), []
+        for concept in self.sources() if names else ():
+            name = concept.name if concept else PLAIN
+            seen = self.record(fused, concept, None, stage, names)
+            found.append(scratch.put(name, stage, memory.kept[name, stage].mixed(seen, share=0.5)))
+            bar.update()
+        return found
+
+    def record(self, fused: DiffusionModel, concept, own, stage: str, names: list[str]) -> Statistics:
+        """Inputs of a stage's layers for the prompts of `concept` (None: the plain ones), with the layers of `own`."""
+        prompts = self.contexts[concept.name] if concept else list(self.settings.plain)
+        if self.settings.stage_ridge[STAGES.index(stage)] != "auto":
+            return record(fused, own, stage, names, prompts, self.settings)
+        return joined([record(fused, own, stage, names, [p], self.settings, i) for i, p in enumerate(prompts)])
+
+    def before(self, stage: str) -> dict[str, Factors]:
+        """The fused factors of the stages before this one."""
+        earlier = STAGES[: STAGES.index(stage)]
+        names = {name for each in earlier for name in stage_layers(self.concepts, each)[1]}
+        return {net: {n: pair for n, pair in found.items() if n in names} for net, found in self.factors.items()}
+
+    def model(self) -> DiffusionModel:
+        """The base with everything that is fused so far."""
+        return with_factors(self.worded, self.factors)
+
+    def solve(self, number: int, statistics: list[Statistics]) -> None:
+        """Fuse the layers of a stage on what was recorded."""
+        net, names = stage_layers(self.concepts, STAGES[number])
+        self.layers[STAGES[number]] = []
+        for key in dict.fromkeys(map(feed, names)):
+            fed = {n: layer_factors(self.base, self.concepts, net, n) for n in names if feed(n) == key}
+            solved = solve_feed(fed, statistics, key, number, self.weights, self.settings)
+            for name, (pair, report) in solved.items():
+                self.factors[net][name] = pair
+                self.layers[STAGES[number]].append(report)
+
+    def reports(self) -> list[LayerReport]:
+        return [report for stage in STAGES for report in self.layers[stage]]
+
+    def widths(self) -> list[int]:
+        """d_in of every feed of the largest stage."""
+        by_stage = []
+        for stage in STAGES:
+            net, names = stage_layers(self.concepts, stage)
+            linears = lora.attention_linears(getattr(self.base, net))
+            by_stage.append(list({feed(name): linears[name].in_features for name in names}.values()))
+        return max(by_stage, key=lambda widths: sum(width**2 for width in widths))
+
+
+def state(base: DiffusionModel, concepts: Sequence[Concept], weights: Tensor, settings: Settings) -> str:
+    """A short hash of a whole fusion: the recordings of later stages are exact as long as it is the same."""
+    named = (base.fingerprint, [digest(c) for c in concepts], weights.tolist(), sorted(settings.as_dict().items()))
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
 
 
 def stage_layers(concepts: Sequence[Concept], stage: str) -> tuple[str, list[str]]:
@@ -148,19 +193,26 @@ def stage_layers(concepts: Sequence[Concept], stage: str) -> tuple[str, list[str
 
 
 def record(
-    fused: DiffusionModel, concept: Concept, stage: str, names: list[str], contexts: dict, settings: Settings
+    fused: DiffusionModel,
+    concept: Concept | None,
+    stage: str,
+    names: list[str],
+    prompts: list[str],
+    settings: Settings,
+    first: int = 0,
 ) -> Statistics:
-    """The inputs that one concept's own layers see in a stage, with the stages before it already fused.
+    """The inputs that one concept's own layers see in a stage, with the stages before it already fused (None: as is).
 
-    With guidance, half of all rows come from the empty prompt, as half of the U-Net's batch does.
+    With guidance, half of all rows come from the empty prompt, as half of the U-Net's batch does. `first` is the
+    number of the first prompt: every prompt is drawn from its own noise.
     """
-    prompts = contexts[concept.name]
     guidance = fused.guidance if settings.guidance is None else settings.guidance
     net = "text_encoder" if stage == TEXT else "unet"
-    scaled = {n: (down, concept.scale * up) for n, (down, up) in concept.lora.get(net, {}).items() if n in set(names)}
+    own = concept.lora.get(net, {}) if concept else {}
+    scaled = {n: (down, concept.scale * up) for n, (down, up) in own.items() if n in set(names)}
     if stage == SPATIAL:
         sampling = {"steps": settings.steps, "guidance": guidance, "size": settings.size}
-        return record_spatial(with_factors(fused, {net: scaled}), names, prompts, settings.seed, **sampling)
+        return record_spatial(with_factors(fused, {net: scaled}), names, prompts, settings.seed + first, **sampling)
     if stage == TEXT:
         fused = with_factors(fused, {net: scaled})
     read = record_text if stage == TEXT else record_context
@@ -168,45 +220,122 @@ def record(
     return seen if guidance == 1 else seen.mixed(read(fused, names, [""], settings.padding), share=0.5)
 
 
-def solve(
-    base: DiffusionModel, concepts: list[Concept], w, number: int, statistics: list[Statistics], settings: Settings
-) -> tuple[Factors, list[LayerReport]]:
-    """The fused update of every layer of a stage and what it loses. Layers of one feed share one decomposition."""
-    net, names = stage_layers(concepts, STAGES[number])
-    normals = {}
-    solved, reports = {}, []
-    for name in names:
-        key = feed(name)
-        if key not in normals:
-            grams = [own.grams[key] for own in statistics]
-            normals[key] = algebra.normal_equations(grams, w, settings.stage_ridge[number])
-        normal, own = normals[key], layer_factors(base, concepts, net, name)
-        if settings.solver == "closed_form":
-            solved[name] = algebra.closed_form(normal, own, settings.prior)
+def solve_feed(
+    fed: dict[str, list[algebra.Factors]],
+    statistics: list[Statistics],
+    key: str,
+    number: int,
+    weights: Tensor,
+    settings: Settings,
+) -> dict[str, tuple[algebra.Factors, LayerReport]]:
+    """The fused update of all layers of one feed, and what each loses. They share one decomposition."""
+    grams, n, prior = Column(statistics, key), len(weights), weights
+    if settings.balance:
+        weights = balanced(weights, list(fed.values()), grams)
+    if settings.preserve:  # one more "concept", which leaves the layers as they are
+        weights = torch.cat([weights, torch.tensor([settings.preserve], dtype=weights.dtype)])
+        prior = torch.cat([prior, torch.zeros(1, dtype=prior.dtype)])
+        fed = {name: [*own, algebra.no_update(own[0][0].shape[1], own[0][1].shape[0])] for name, own in fed.items()}
+    ridge = settings.stage_ridge[number]
+    if ridge == "auto":
+        ridge = leave_one_out(statistics, key, list(fed.values()), weights, prior, settings.prior)[0]
+    shared = None if settings.span else algebra.normal_equations(grams, weights, ridge, prior, precision=RECORDED)
+    found = {}
+    for name, own in fed.items():
+        if settings.span:
+            basis = algebra.row_span(own)  # (R, d_in)
+            inside, narrow = algebra.within(basis, own, grams)
+            normal = algebra.normal_equations(narrow, weights, ridge, prior, precision=RECORDED)
+            down, up = solve_layer(normal, inside, settings, number)
+            pair = algebra.compact((down @ basis, up))
         else:
-            solved[name] = algebra.lbfgs(normal, own, settings.prior, settings.iterations[number])
-        rows = tuple(s.rows[key] for s in statistics)
-        reports.append(layer_report(STAGES[number], name, normal, own, solved[name], rows))
-    return solved, reports
+            normal, pair = shared, algebra.compact(solve_layer(shared, own, settings, number))
+        concepts = Column(statistics[:n], key)
+        rows = tuple(each.rows[key] for each in statistics[:n])
+        how = {"ridge": normal.ridge, "condition": normal.condition, "freedom": normal.freedom, "relative": ridge}
+        found[name] = pair, layer_report(STAGES[number], name, own[:n], concepts, pair, prior[:n], rows, **how)
+    return found
 
 
-def layer_report(stage: str, name: str, normal: algebra.Normal, own: list, fused: algebra.Factors, rows) -> LayerReport:
-    """What each concept loses in one layer under weight fusion and under the fused update."""
-    energy = [algebra.energy(factors, gram) for factors, gram in zip(own, normal.grams, strict=True)]
+def solve_layer(normal: algebra.Normal, own: list[algebra.Factors], settings: Settings, number: int) -> algebra.Factors:
+    """One layer by the chosen solver."""
+    if settings.solver == "closed_form":
+        return algebra.closed_form(normal, own, settings.prior)
+    return algebra.lbfgs(normal, own, settings.prior, settings.iterations[number])
 
-    def residuals(update: algebra.Factors) -> tuple[float, ...]:
-        lost = [algebra.difference_energy(update, f, gram) for f, gram in zip(own, normal.grams, strict=True)]
-        return tuple(part / whole if whole > 0 else float("nan") for part, whole in zip(lost, energy, strict=True))
 
+def balanced(weights: Tensor, layers: list[list[algebra.Factors]], grams: Sequence[Tensor]) -> Tensor:
+    """Weights (n,) that make every concept's loss relative to the energy of its update in these layers, sum 1.
+
+    A concept without an update here counts as if it had the mean energy.
+    """
+    energies = torch.tensor(
+        [sum(algebra.energy(own[i], grams[i]) for own in layers) for i in range(len(weights))], dtype=weights.dtype
+    )
+    updated = energies > 0
+    if not updated.any():
+        return weights
+    energies[~updated] = energies[updated].mean()
+    relative = weights / energies
+    return relative / relative.sum() * weights.sum()
+
+
+def layer_report(
+    stage: str,
+    name: str,
+    own: list[algebra.Factors],
+    grams: Sequence[Tensor],
+    fused: algebra.Factors,
+    prior: Tensor,
+    rows: tuple[int, ...],
+    **solved: float,
+) -> LayerReport:
+    """What each concept loses in one layer under weight fusion and under the fused update, from the same Grams.
+
+    `solved` says how it was solved: ridge, condition, freedom, relative.
+    """
+    average = algebra.average(own, prior)
+    energy, before, after = [], [], []
+    for factors, gram in zip(own, grams, strict=True):
+        whole = algebra.energy(factors, gram)
+        energy.append(whole)
+        for lost, update in ((before, average), (after, fused)):
+            part = algebra.difference_energy(update, factors, gram)
+            lost.append(part / whole if whole > 0 else float("nan"))
     return LayerReport(
         stage=stage,
         name=name,
-        before=residuals(algebra.average(own, normal.weights)),
-        after=residuals(fused),
+        before=tuple(before),
+        after=tuple(after),
         energy=tuple(energy),
         rows=rows,
         rank=fused[0].shape[0],
-        ridge=normal.ridge,
-        condition=normal.condition,
-        freedom=normal.freedom,
+        **solved,
     )
+
+
+def explain(
+    base: DiffusionModel, concepts: Sequence[Concept], fused: DiffusionModel, memory: Memory
+) -> tuple[LayerReport, ...]:
+    """What any fusion of the same concepts loses on what a gradient fusion recorded in `memory`: one yardstick for all.
+
+    Raises ValueError if the model was not fused or the memory does not hold all concepts.
+    """
+    concepts, w = updating(*check(base, concepts))
+    solutions = getattr(fused.report, "factors", None)
+    if solutions is None:
+        raise ValueError("This model was not fused, there is nothing to explain: fuse the concepts first.")
+    found = []
+    for stage in STAGES:
+        net, names = stage_layers(concepts, stage)
+        missing = [c.name for c in concepts if names and (c.name, stage) not in memory.kept]
+        if missing:
+            raise ValueError(
+                f"Nothing was recorded of {missing[0]!r} ({stage}): pass the memory to gradient_fusion first."
+            )
+        for name in names:
+            own, statistics = layer_factors(base, concepts, net, name), [memory.kept[c.name, stage] for c in concepts]
+            grams, rows = Column(statistics, feed(name)), tuple(s.rows[feed(name)] for s in statistics)
+            pair = algebra.as_double(solutions[net][name])
+            found.append(layer_report(stage, name, own, grams, pair, w, rows))
+    return tuple(found)

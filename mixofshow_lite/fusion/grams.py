@@ -14,6 +14,7 @@ while it draws).
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,15 +43,26 @@ def feed(name: str) -> str:
 class Statistics:
     """All that is kept of one concept's inputs in one stage. Holds no picture and no prompt."""
 
-    grams: dict[str, Tensor] = field(default_factory=dict)  # feed -> (d_in, d_in) float64, mean over rows
+    grams: Mapping[str, Tensor] = field(default_factory=dict)  # feed -> (d_in, d_in) float64, mean over rows
     rows: dict[str, int] = field(default_factory=dict)  # feed -> number of rows seen
+    parts: tuple["Statistics", ...] = ()  # the same for every prompt alone, where asked for
+    key: str = ""  # hash of the concept and of how it was recorded
+    made_with: str = ""  # hash of the whole fusion it was recorded in: later stages see the other concepts' influence
 
     def mixed(self, other: "Statistics", share: float) -> "Statistics":
         """(1 - share) of these and `share` of the other's Grams; feeds that only one has are kept whole."""
         both = self.grams.keys() & other.grams.keys()
         grams = {**other.grams, **self.grams, **{k: (1 - share) * self.grams[k] + share * other.grams[k] for k in both}}
         rows = {k: self.rows.get(k, 0) + other.rows.get(k, 0) for k in grams}
-        return Statistics(grams, rows)
+        paired = zip(self.parts, other.parts, strict=False)
+        return Statistics(grams, rows, tuple(mine.mixed(theirs, share) for mine, theirs in paired))
+
+
+def joined(parts: Sequence[Statistics]) -> Statistics:
+    """What recording all parts at once would have given: the mean over all their rows."""
+    rows = {key: sum(part.rows[key] for part in parts) for key in parts[0].rows}
+    grams = {key: sum(part.rows[key] / n * part.grams[key] for part in parts) for key, n in rows.items()}
+    return Statistics(grams, rows, tuple(parts))
 
 
 class GramRecorder:

@@ -8,9 +8,13 @@ the concept's own layer did on its own inputs, 1 when it does what the base did.
 import math
 from dataclasses import dataclass, field
 
+from matplotlib.figure import Figure
+
 from ..concept import Factors
+from .drift import Drift
 
 STAGES = ("text encoder", "keys and values", "spatial layers")
+NOTHING = 1e-12  # residuals below this are rounding
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,11 @@ class LayerReport:
     after: tuple[float, ...]  # residual of each concept under this fusion
     energy: tuple[float, ...]  # || dW_i X_i ||^2 per row, what the residuals are relative to
     rows: tuple[int, ...]  # rows recorded of each concept
-    rank: int  # of the stored factors, sum of the r_i
-    ridge: float  # lam, absolute
-    condition: float  # of G + lam I
-    freedom: float  # how many of the d_in directions the recordings decide
+    rank: int  # of the stored factors, at most the sum of the r_i
+    ridge: float = math.nan  # lam, absolute
+    condition: float = math.nan  # of G + lam I
+    freedom: float = math.nan  # how many of the d_in directions the recordings decide
+    relative: float = math.nan  # lam over the mean diagonal of G
 
 
 @dataclass
@@ -40,6 +45,7 @@ class FusionReport:
     factors: dict[str, Factors] = field(
         default_factory=dict
     )  # "text_encoder" | "unet" -> module -> (down, up), float64
+    drift: Drift | None = None  # of prompts without any concept, where asked for
 
     def residual(self, concept: str, stage: str | None = None, which: str = "after") -> float:
         """Residual of one concept over the layers of a stage (or all), weighted by its energy in each."""
@@ -55,6 +61,52 @@ class FusionReport:
         chosen = [layer for layer in self.layers if layer.energy[index] > 0]
         return max(chosen, key=lambda layer: layer.after[index] * layer.energy[index], default=None)
 
+    def cell(self, concept: str, stage: str) -> str:
+        before, after = self.residual(concept, stage, "before"), self.residual(concept, stage)
+        return "no update" if math.isnan(before) else f"{before:.3f} -> {after:.3f}"
+
+    def lost_most(self, concept: str) -> str:
+        """In words: where the concept lost most, how much of it there, and how much of all it lost that is."""
+        layer, index = self.worst(concept), self.concepts.index(concept)
+        if layer is None:
+            return f"{concept}: nothing was recorded"
+        lost = layer.after[index] * layer.energy[index]
+        total = sum(each.after[index] * each.energy[index] for each in self.layers if each.energy[index] > 0)
+        if total <= NOTHING * sum(each.energy[index] for each in self.layers):
+            return f"{concept} lost nothing"
+        return (
+            f"{concept} lost most in {layer.name} ({layer.stage}): {layer.after[index]:.0%} of its update there, "
+            f"{lost / total:.0%} of all that it lost"
+        )
+
+    def plot(self, which: str | None = None) -> Figure:
+        """A heat map layer x concept of the residuals, 0 (kept) to 1 (lost): weight fusion beside this fusion.
+
+        `which`, "before" or "after", draws one of the two. Raises ValueError if nothing was recorded.
+        """
+        if not self.layers:
+            raise ValueError(f"{self.method} records nothing, so there is nothing to plot: use gradient_fusion.")
+        kinds = {"before": "weight fusion", "after": self.method}
+        chosen = [which] if which else list(kinds)
+        height = min(12.0, 2.0 + 0.07 * len(self.layers))
+        figure = Figure(figsize=(1.5 + len(chosen) * (1.2 + 0.45 * len(self.concepts)), height), layout="constrained")
+        axes = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
+        for axis, kind in zip(axes, chosen, strict=True):
+            values = [getattr(layer, kind) for layer in self.layers]
+            image = axis.imshow(values, aspect="auto", vmin=0, vmax=1, cmap="magma", interpolation="nearest")
+            axis.set_title(kinds[kind], fontsize=9)
+            axis.set_xticks(range(len(self.concepts)), self.concepts, rotation=45, ha="right")
+        starts = [i for i, layer in enumerate(self.layers) if i == 0 or layer.stage != self.layers[i - 1].stage]
+        ends = [*starts[1:], len(self.layers)]
+        for start in starts[1:]:
+            for axis in axes:
+                axis.axhline(start - 0.5, color="white", linewidth=1)
+        middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
+        axes[0].set_yticks(middles, [self.layers[start].stage for start in starts], rotation=90, va="center")
+        axes[0].set_ylabel("layers, first to last")
+        figure.colorbar(image, ax=list(axes), label="share of the concept's update lost on its own inputs")
+        return figure
+
     def __str__(self) -> str:
         rank = max((down.shape[0] for factors in self.factors.values() for down, _ in factors.values()), default=0)
         layers = sum(len(factors) for factors in self.factors.values())
@@ -65,9 +117,9 @@ class FusionReport:
         width = max(map(len, self.concepts)) + 2
         lines.append(" " * width + "".join(f"{stage:>20}" for stage in STAGES))
         for name in self.concepts:
-            cells = (f"{self.residual(name, s, 'before'):.3f} -> {self.residual(name, s):.3f}" for s in STAGES)
+            cells = (self.cell(name, stage) for stage in STAGES)
             lines.append(f"{name:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
-        for name in self.concepts:
-            if (layer := self.worst(name)) is not None:
-                lines.append(f"{name} lost most in {layer.name} ({layer.stage})")
+        lines += [self.lost_most(name) for name in self.concepts]
+        if self.drift is not None:
+            lines.append(str(self.drift))
         return "\n".join(lines)

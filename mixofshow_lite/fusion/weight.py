@@ -28,17 +28,28 @@ def weight_fusion(
 ) -> DiffusionModel:
     """The base with the (weighted) average of the concepts' updates and all their words (Eq. 2).
 
-    Raises ValueError with one sentence on unusable concepts or weights. The base and the concepts stay as they are.
+    A concept without updates just adds its words and has no share in the average. Raises ValueError with one sentence
+    on unusable concepts or weights. The base and the concepts stay as they are.
     """
     concepts, w = check(base, concepts, weights, normalise)
-    factors = {}
-    for net in NETS:
-        names = updated_layers(concepts, net)
-        factors[net] = {name: algebra.average(layer_factors(base, concepts, net, name), w) for name in names}
+    members, shares = updating(concepts, w) if normalise else (concepts, w)
+    factors = {net: averaged(base, members, net, updated_layers(members, net), shares) for net in NETS}
     fused = with_factors(base.with_words(*concepts), factors)
     settings = {"weights": tuple(w.tolist())}
     fused.report = FusionReport("weight fusion", tuple(c.name for c in concepts), settings, factors=factors)
     return fused
+
+
+def averaged(base: DiffusionModel, concepts: Sequence[Concept], net: str, names: Sequence[str], w: Tensor) -> Factors:
+    """Eq. 2 in the named layers of a network."""
+    return {n: algebra.compact(algebra.average(layer_factors(base, concepts, net, n), w)) for n in names}
+
+
+def updating(concepts: Sequence[Concept], w: Tensor) -> tuple[list[Concept], Tensor]:
+    """The concepts that update anything at all, and their weights with the same sum as before."""
+    kept = [i for i, concept in enumerate(concepts) if any(concept.lora.values())]
+    share = w[kept].sum()
+    return [concepts[i] for i in kept], (w[kept] * (w.sum() / share) if share > 0 else w[kept])
 
 
 def check(
@@ -96,8 +107,9 @@ def check_one(base: DiffusionModel, concept: Concept) -> None:
 
 
 def updated_layers(concepts: Sequence[Concept], net: str) -> list[str]:
-    """Names of the layers that any concept updates, in the order of their first appearance."""
-    return list(dict.fromkeys(name for concept in concepts for name in concept.lora.get(net, {})))
+    """Names of the layers that any concept updates, first to last in the network (down, mid, up; layer 2 before 10)."""
+    names = {name for concept in concepts for name in concept.lora.get(net, {})}
+    return sorted(names, key=lambda name: [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in name.split(".")])
 
 
 def layer_factors(base: DiffusionModel, concepts: Sequence[Concept], net: str, name: str) -> list[algebra.Factors]:
