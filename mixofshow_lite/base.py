@@ -299,6 +299,18 @@ def noising(model: DiffusionModel, latents: Tensor, noise: Tensor, t: Tensor) ->
     return (a.sqrt() * latents + (1 - a).sqrt() * noise).to(latents.dtype)
 
 
+def draw_noise(
+    model: DiffusionModel, shape: Sequence[int], noise_offset: float = 0.0, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """What Eq. 1 averages over: t (B,), uniform over the training steps, and noise of the shape (B, C, h, w).
+
+    The noise is standard normal plus `noise_offset` times one normal number per channel, all from the CPU `generator`.
+    """
+    t = torch.randint(model.scheduler.config.num_train_timesteps, (shape[0],), generator=generator)
+    noise = torch.randn(shape, generator=generator)
+    return t, noise + noise_offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+
+
 def denoising_loss(
     model: DiffusionModel,
     latents: Tensor,
@@ -308,25 +320,24 @@ def denoising_loss(
     mask: Tensor | None = None,
     noise_offset: float = 0.0,
     generator: torch.Generator | None = None,
+    each: bool = False,
 ) -> Tensor:
     """Eq. 1: the mean of || eps - eps_theta(z_t, t, c) ||^2 over latents (B, C, h, w) with context (B, L, N, D).
 
-    What is not given is drawn from the CPU `generator`: t uniform over the training steps, noise standard normal plus
-    `noise_offset` times one normal number per channel. With a mask (B, 1, h, w) in 0..1 only the masked cells count.
+    t and noise that are not given come from `draw_noise`. With a mask (B, 1, h, w) in 0..1 only the masked cells count.
+    With `each` every picture has its own mean, (B,), as the official masked loss takes them.
     """
-    B, C = latents.shape[:2]
-    if t is None:
-        t = torch.randint(model.scheduler.config.num_train_timesteps, (B,), generator=generator)
-    if noise is None:
-        noise = torch.randn(latents.shape, generator=generator)
-        noise = noise + noise_offset * torch.randn((B, C, 1, 1), generator=generator)
+    if t is None or noise is None:
+        drawn = draw_noise(model, latents.shape, noise_offset, generator)
+        t, noise = (drawn[0] if t is None else t), (drawn[1] if noise is None else noise)
     t, noise = t.to(latents.device), noise.to(latents.device, latents.dtype)
     predicted = model.unet(noising(model, latents, noise, t), t, context).sample
     error = F.mse_loss(predicted.float(), noise.float(), reduction="none")  # (B, C, h, w)
+    over = (1, 2, 3) if each else (0, 1, 2, 3)
     if mask is None:
-        return error.mean()
-    mask = mask.to(error)
-    return (error * mask).sum() / (mask.sum() * C).clamp(min=1)
+        return error.mean(dim=over)
+    mask = mask.to(error).expand_as(error)
+    return (error * mask).sum(dim=over) / mask.sum(dim=over).clamp(min=1)
 
 
 def load_base(

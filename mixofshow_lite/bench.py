@@ -3,7 +3,9 @@
 row              against
 four pictures    the bare U-Net calls of the same 25 guided steps
 two regions      the same pictures without regions
-a tuning step    one U-Net forward and backward on the same batch (what no recipe can avoid)
+a tuning step    its floor: the bare U-Net forward and backward on the same batch, plus the bare text encoder's on as
+                 many tokens as the prompts have distinct beginnings (what nothing can share)
+                 a step of a loop that does what the official one does, see `official_seconds`
 """
 
 import json
@@ -17,11 +19,14 @@ from pathlib import Path
 
 import torch
 
-from .base import DiffusionModel, load_base
-from .data import ConceptData
+from . import layerwise
+from .base import DiffusionModel, denoising_loss, draw_noise, load_base
+from .concept import bind
+from .data import ConceptData, fit
 from .regional import Region
 from .resources import concepts_dir
-from .tuning import RECIPES, tune
+from .tuning import attach, recipe_for, tune
+from .wording import init_rows
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
@@ -49,21 +54,87 @@ def unet_seconds(base: DiffusionModel, batch: int, backward: bool) -> float:
     return seconds(lambda: base.unet(z, t, context).sample.square().mean().backward())
 
 
-def tuning_seconds(base: DiffusionModel, steps: int = 6) -> float:
-    """Median seconds of an ED-LoRA step on the first shipped concept."""
+def first_concept() -> ConceptData:
+    """The first shipped concept."""
+    return ConceptData(next(p.parent for p in sorted(concepts_dir().glob("*/metadata.jsonl"))))
+
+
+def tuning_seconds(base: DiffusionModel, data: ConceptData, steps: int = 6) -> float:
+    """Median seconds of an ED-LoRA step."""
     marks: list[float] = []
-    folder = next(p.parent for p in sorted(concepts_dir().glob("*/metadata.jsonl")))
-    tune(base, ConceptData(folder), steps=steps, progress=False, callback=lambda _: marks.append(time.perf_counter()))
+    tune(base, data, steps=steps, progress=False, callback=lambda _: marks.append(time.perf_counter()))
     return statistics.median(b - a for a, b in zip(marks, marks[1:], strict=False))
+
+
+def text_seconds(base: DiffusionModel, prompts: list[str], words: tuple[str, ...]) -> float:
+    """The bare text encoder forward and backward on as many tokens as B prompts have distinct beginnings."""
+    model, L = base.copy(), len(base.layers)
+    if base.device.type == "cpu":
+        model.text_encoder.set_attn_implementation("eager")  # the faster one there, see layerwise.plainly
+    bound = bind(model.tokenizer, prompts, words)
+    tokens = len(layerwise.beginnings(bound, [L] * len(prompts)).ids)
+    length = max(1, round(tokens / (L * len(prompts))))
+    ids = bound.ids[:, :length].repeat_interleave(L, dim=0).to(base.device)  # (B * L, length)
+    start = torch.zeros((), device=base.device, requires_grad=True)
+    embedding = model.text_encoder.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, args, out: out + start.to(out.dtype))  # so that gradients flow back
+    return seconds(lambda: model.text_encoder(ids)[0].square().mean().backward())
+
+
+def official_seconds(base: DiffusionModel, data: ConceptData, fused: bool, steps: int = 5) -> float:
+    """Median seconds of a step that does what the official loop does, on the same model, batch and LoRAs.
+
+    It encodes the pictures at each step, runs the text encoder on all L prompts of each from the first token to the
+    last, and trains the whole table of token embeddings, old rows put back afterwards. `fused`: with the attention
+    kernels that diffusers and transformers choose, as a loop built on them has; else with this library's.
+    """
+    recipe, model = recipe_for(base, "ed_lora"), base.copy()
+    words, L, generator = ("<v1>", "<v2>"), len(base.layers), torch.Generator().manual_seed(0)
+    attach(model, recipe, seed=0)
+    rows = init_rows(base, recipe, words, data.class_word or "thing", 0)
+    old = base.text_encoder.get_input_embeddings().weight.detach().float()  # (vocabulary, D)
+    table = torch.nn.Embedding.from_pretrained(torch.cat([old, *(row.data for row in rows.values())]), freeze=False)
+    model.text_encoder.set_input_embeddings(table)
+    bound = bind(base.tokenizer, data.prompts(" ".join(words)), words)
+    new = len(old) + bound.slots.clamp(min=0)[:, None] * L + torch.arange(L)[:, None]  # (P, L, N)
+    ids = torch.where(bound.slots[:, None] >= 0, new, bound.ids[:, None])  # (P, L, N) token ids
+    weights = [w for net in (model.text_encoder, model.unet) for w in net.parameters() if w.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-6)
+    pictures = [fit(picture, base.size) for picture in data.pictures]
+
+    def step() -> None:
+        pick = torch.randint(len(data), (recipe.batch,), generator=generator)
+        latents = base.encode_images([pictures[i] for i in pick]).float()  # (B, C, h, w)
+        with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
+            context = model.text_encoder(ids[pick].flatten(0, 1).to(base.device))[0].unflatten(0, (len(pick), L))
+            t, noise = draw_noise(base, latents.shape, recipe.noise_offset, generator)
+            loss = denoising_loss(model, latents, context, noise, t)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            table.weight[: len(old)] = old
+
+    kept = layerwise.PLAIN
+    layerwise.PLAIN = 0 if fused else kept
+    try:
+        if not fused and base.device.type == "cpu":
+            model.text_encoder.set_attn_implementation("eager")
+        return seconds(step, steps)
+    finally:
+        layerwise.PLAIN = kept
 
 
 def run(base: DiffusionModel, steps: int = 25) -> dict:
     """All rows, with the machine they were measured on; seconds are of this run, the ratios are what to compare."""
-    prompt, batch = "two friends on the beach", RECIPES["ed_lora"].batch
+    prompt, data, recipe = "two friends on the beach", first_concept(), recipe_for(base, "ed_lora")
     regions = [Region("a red cat", box=(0, 0.1, 0.5, 1)), Region("a blue robot", box=(0.5, 0.1, 1, 1))]
     plain = seconds(lambda: base.sample(prompt, n=4, steps=steps, progress=False))
     regional = seconds(lambda: base.sample(prompt, n=4, steps=steps, regions=regions, progress=False))
-    bare, step, floor = unet_seconds(base, 8, False), tuning_seconds(base), unet_seconds(base, batch, True)
+    bare, step, unet = unet_seconds(base, 8, False), tuning_seconds(base, data), unet_seconds(base, recipe.batch, True)
+    words = ("<v1>", "<v2>")
+    text = text_seconds(base, data.prompts(" ".join(words))[: recipe.batch], words)
+    official, careful = (official_seconds(base, data, fused) for fused in (True, False))
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
     return {
         "command": "make bench",
@@ -73,11 +144,21 @@ def run(base: DiffusionModel, steps: int = 25) -> dict:
         else f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "seconds": {"four pictures": plain, "four with two regions": regional, "tuning step": step},
+        "seconds": {
+            "four pictures": plain,
+            "four with two regions": regional,
+            "tuning step": step,
+            "of it U-Net, at least": unet,
+            "of it text encoder, at least": text,
+            "of it LoRA, AdamW and the rest": step - unet - text,
+            "a step as the official loop does it": official,
+        },
         "ratios": {
             "sampling over its U-Net calls": plain / (steps * bare),
             "two regions over none": regional / plain,
-            "tuning step over U-Net forward and backward": step / floor,
+            "tuning step over its floor": step / (unet + text),
+            "official step over ours": official / step,
+            "official step with our attention over ours": careful / step,
         },
         "peak memory GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
     }

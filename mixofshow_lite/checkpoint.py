@@ -10,14 +10,15 @@ from torch import Tensor
 class Checkpoint:
     """The state of an interrupted run in one file, written every few steps; the path None keeps nothing.
 
-    `key` names the run: a checkpoint of another one is not taken up. `parts` are schedule, scaler and generator. The
-    trained tensors live in the optimizer's groups, so that is where they are read and written.
+    `key` names the run: a checkpoint of another one is not taken up. `parts` are schedule, scaler (or None) and
+    generator. The trained tensors live in the optimizer's groups, so that is where they are read and written. Of
+    several processes all read it, and the one with `keep` writes it.
     """
 
     every = 50  # steps between two writes
 
-    def __init__(self, path: str | Path | None, key: str, optimizer: torch.optim.Optimizer, **parts):
-        self.path, self.key = path and Path(path), key
+    def __init__(self, path: str | Path | None, key: str, optimizer: torch.optim.Optimizer, keep: bool = True, **parts):
+        self.path, self.key, self.keep = path and Path(path), key, keep
         self.optimizer, self.parts, self.step = optimizer, parts, 0
         if self.path and self.path.is_file():
             try:
@@ -38,15 +39,16 @@ class Checkpoint:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.parts["generator"].set_state(saved["generator"])
         for name in ("schedule", "scaler"):
-            self.parts[name].load_state_dict(saved[name])
+            if self.parts[name] is not None:
+                self.parts[name].load_state_dict(saved[name])
 
     def save(self, step: int) -> None:
         """Write the state after `step` steps, all or nothing."""
-        if not self.path or step % self.every:
+        if not self.path or not self.keep or step % self.every:
             return
         saved = {"key": self.key, "step": step, "tensors": [tensor.detach().cpu() for tensor in self._tensors()]}
         saved |= {"optimizer": self.optimizer.state_dict(), "generator": self.parts["generator"].get_state()}
-        saved |= {name: self.parts[name].state_dict() for name in ("schedule", "scaler")}
+        saved |= {n: self.parts[n].state_dict() for n in ("schedule", "scaler") if self.parts[n] is not None}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         torch.save(saved, temporary)
@@ -54,5 +56,5 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Forget the run, once its concept is made."""
-        if self.path:
+        if self.path and self.keep:
             self.path.unlink(missing_ok=True)

@@ -1,109 +1,41 @@
-"""Single-client concept tuning (paper 3.3.1): five recipes of one loop that minimises Eq. 1 on a client's pictures.
-
-    recipe              words              weights                                      paper
-    textual_inversion   V                  none                                         Textual Inversion [9]
-    p_plus              V+                 none                                         P+ [4]
-    lora                V                  LoRA on text encoder and U-Net               LoRA [3]
-    ed_lora             V_rand+ V_class+   LoRA on text encoder and U-Net               ED-LoRA, the paper's
-    custom_diffusion    V, then the class  whole cross-attention keys and values        Custom Diffusion [11]
+"""Single-client concept tuning (paper 3.3.1): one loop that minimises Eq. 1 on a client's pictures, for five recipes.
 
     symbol   here      shape
     V, V+    rows      (1, D), (L, D)          one row for all layers, or one for each
     A, B     factors   (r, d_in), (d_out, r)   see lora.py
-    z        latents   (P, C, h, w)            of all P pictures, encoded once
+    z        views     (V * P + K, C, h, w)    cached latents of the pictures, see views.py
+    c        context   (b, L, N, D)            psi of their prompts
 
-The base stays as it is: the loop trains the rows and the factors on a copy that shares the base's weights. Left out of
-the official recipe: its attention regularisation (weight 0.01), because fused attention kernels give no attention maps.
+The base stays as it is: the loop trains the rows and the factors on a copy that shares the base's weights. A step's
+pictures, times and noises are drawn for the whole batch on the CPU, whatever parts it is then worked in: memory
+(`accumulate`) and the number of processes change the concept by rounding only.
 """
 
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import lora
-from .base import DiffusionModel, denoising_loss
+from .attention_loss import outside_attention, watched
+from .base import DiffusionModel, denoising_loss, draw_noise
 from .checkpoint import Checkpoint
 from .concept import PLACEHOLDER, WORD, Concept
 from .data import ConceptData
+from .layerwise import BEGINNINGS
+from .parallel import accelerator_for, add_up, shares
+from .recipes import PAPER, PAPER_CUSTOM, RECIPES, Recipe, recipe_for
+from .views import add_prior, prepare
+from .wording import Reader, init_rows, spread
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is tuned and how fast; the numbers are the pocket model's, see `PAPER` for Stable Diffusion's."""
-
-    name: str
-    init: tuple[str, ...] = ("rand", "class")  # one word each: random, or the class word's own embedding
-    layerwise: bool = True  # V+ (a row per cross-attention layer) or V (one row for all)
-    class_after: bool = False  # prompts name the concept "<v> rabbit", the class word itself untrained
-    text_lora: bool = True  # LoRA on the text encoder
-    unet_lora: str | None = ""  # which U-Net attention linears get one (a regular expression; "" all), None: none
-    rank: int | None = 4  # r; None trains whole updates
-    lr_words: float = 1e-2
-    lr_text: float = 5e-4
-    lr_unet: float = 4e-3
-    weight_decay: float = 0.01
-    steps: int | None = 300  # None: 500 pictures seen per picture given, as in the official code
-    batch: int = 6
-    noise_offset: float = 0.01
-    background: float = 1.0  # loss weight outside the mask: 1 is Eq. 1, 0 the official masked loss
-    flip: bool = False  # also learn from mirrored pictures; only for concepts that are symmetric
-    freeze_norm: float | None = (
-        None  # the rows stop once their mean norm is this many times a random row's at the start
-    )
-
-
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("textual_inversion", init=("class",), layerwise=False, text_lora=False, unet_lora=None),
-        Recipe("p_plus", init=("class",), text_lora=False, unet_lora=None),
-        Recipe("lora", init=("class",), layerwise=False),
-        Recipe("ed_lora"),
-        Recipe(
-            "custom_diffusion",
-            init=("rand",),
-            layerwise=False,
-            class_after=True,
-            text_lora=False,
-            unet_lora=r"attn2\.to_[kv]$",
-            rank=None,
-            lr_unet=5e-4,
-        ),
-    )
-}
-
-# The official numbers for Stable Diffusion 1.5 (its configuration 8101_EDLoRA_potter).
-PAPER = {
-    "lr_words": 1e-3,
-    "lr_text": 1e-5,
-    "lr_unet": 1e-4,
-    "steps": None,
-    "batch": 4,
-    "background": 0.0,
-    "freeze_norm": 1.5,  # 0.55 officially, where a random row starts at 0.013 * sqrt(768) = 0.36
-}
-
-
-def recipe_for(base: DiffusionModel, recipe: str | Recipe) -> Recipe:
-    """A recipe by name with the numbers that suit the base; a Recipe is taken as it is."""
-    if isinstance(recipe, Recipe):
-        return recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"There is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}.")
-    found = RECIPES[recipe]
-    if base.base_id.startswith("pocket"):
-        return found
-    found = replace(found, **PAPER)
-    return found if found.text_lora or found.unet_lora is not None else replace(found, freeze_norm=None)
+__all__ = ["PAPER", "PAPER_CUSTOM", "RECIPES", "Recipe", "recipe_for", "tune"]
 
 
 def tune(
@@ -118,14 +50,23 @@ def tune(
     class_word: str | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
+    strip: int | None = None,
+    accumulate: int = 1,
+    mixed_precision: str | None = None,
+    gradient_checkpointing: bool = False,
 ) -> Concept:
     """Tune one concept on one client (Fig. 4a): pictures and captions in, words and low-rank updates out.
 
     `steps`, `name` (default: the data's folder), `words` (default: <name1> <name2>) and `class_word` (default: the
-    data's) override. `callback` gets dict(step, loss, embedding_norm) after each step. With a `checkpoint` file an
-    interrupted run with the same arguments goes on where it stopped, and the file is removed at the end. The same seed
-    gives the same concept on the same machine. Raises ValueError on an unknown recipe, a missing class word or words
-    of another form.
+    data's) override. `callback` gets dict(step, loss, embedding_norm) after each step, and every `strip` steps and at
+    the end also strip: three pictures at LoRA weight 0, 0.7 and 1. With a `checkpoint` file an interrupted run with the
+    same arguments goes on where it stopped, and the file is removed at the end. The same seed gives the same concept on
+    the same machine.
+
+    Memory: `accumulate` works each batch in that many parts; `gradient_checkpointing` computes features a second time
+    instead of keeping them. `mixed_precision` is "no", "bf16" or "fp16" (default: what the base's weights are in).
+    Several GPUs: start with `accelerate launch`, load the base on `accelerate.PartialState().device`; they share each
+    batch. Raises ValueError on an unknown recipe, a missing class word, words of another form, too small pictures.
     """
     recipe = recipe_for(base, recipe)
     name, class_word = name or data.name, class_word or data.class_word
@@ -133,59 +74,96 @@ def tune(
     check(recipe, words, class_word, base, steps)
     phrase = " ".join((*words, class_word) if recipe.class_after else words)
     steps = steps or recipe.steps or math.ceil(500 * len(data) / recipe.batch)
+    accelerator = accelerator_for(base, mixed_precision)
+    first = accelerator.is_main_process  # of several processes: the one that writes, reports and calls back
+    checkpoint = checkpoint and Path(checkpoint)
 
     model = base.copy()
     rows = init_rows(base, recipe, words, class_word, seed)
     limit = (recipe.freeze_norm or math.inf) * spread(base) * base.text_encoder.config.hidden_size**0.5
-    attach(model, recipe, seed)
-    latents, weights, prompts = prepare(base, data, recipe, phrase)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = make_optimizer(model, rows, recipe)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
-    half = base.dtype == torch.float16
-    scaler = torch.amp.GradScaler(base.device.type, enabled=half)
-    key = f"{asdict(recipe)} {phrase} {seed} {steps} {base.fingerprint} {data.captions}"
-    state = Checkpoint(checkpoint, key, optimizer, schedule=schedule, scaler=scaler, generator=generator)
+    attach(model, recipe, seed, gradient_checkpointing)
+    views = prepare(base, data, recipe, phrase, seed)
+    file = checkpoint.with_suffix(".prior.safetensors") if checkpoint and first else None
+    if recipe.prior:
+        views = add_prior(views, base, class_word, recipe.prior, seed, file, progress)
+    reader = Reader(model, views.prompts, rows, recipe.text_lora)
+    weight = torch.tensor([1.0] * recipe.batch + [recipe.prior_weight] * (recipe.batch if recipe.prior else 0))
+    weight = weight.to(base.device) / recipe.batch  # of each picture in a step's loss
+    regularised = recipe.attention > 0 and views.masked
 
-    with tqdm(total=steps, initial=state.step, disable=not progress, desc=f"tuning {name}") as bar:
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = accelerator.prepare(make_optimizer(model, rows, recipe))
+    tuned = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    decay = (lambda step: max(0.0, 1 - step / steps)) if recipe.decay else lambda step: 1.0
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, decay)
+    key = f"{asdict(recipe)} {phrase} {seed} {steps} {base.fingerprint} {data.digest()}"
+    parts = {"schedule": schedule, "scaler": accelerator.scaler, "generator": generator}
+    state = Checkpoint(checkpoint, key, optimizer, keep=first, **parts)
+
+    def concept() -> Concept:
+        return finish(base, model, rows, recipe, name=name, words=words, class_word=class_word, phrase=phrase)
+
+    with tqdm(total=steps, initial=state.step, disable=not (progress and first), desc=f"tuning {name}") as bar:
         for step in range(state.step, steps):
-            pick = draw(len(latents), recipe.batch, generator)
-            with torch.autocast(base.device.type, base.dtype, enabled=half):
-                context = model.context([prompts[i] for i in pick], expand(rows, len(base.layers)))  # (B, L, N, D)
-                mask = None if weights is None else weights[pick]
-                loss = denoising_loss(
-                    model, latents[pick], context, mask=mask, noise_offset=recipe.noise_offset, generator=generator
-                )
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
+            pick = torch.tensor(views.draw(recipe.batch, generator, recipe.noises))
+            t, noise = draw_noise(base, (len(pick), *views.latents.shape[1:]), recipe.noise_offset, generator)
+            loss = torch.zeros((), device=base.device)
+            for part in shares(len(pick), accumulate, accelerator):
+                some = pick[part]
+                finder = reader.finder(some)
+                with watched(model.unet, finder) if regularised else nullcontext([]) as maps:
+                    with accelerator.autocast():
+                        context = reader(some)
+                        losses = denoising_loss(
+                            model, views.latents[some], context, noise[part], t[part], views.counted[some], each=True
+                        )
+                        if regularised:
+                            losses = losses + recipe.attention * outside_attention(maps, views.inside[some])
+                        of_part = (weight[part] * losses).sum()
+                    accelerator.backward(of_part)
+                loss += of_part.detach()
+            loss = add_up(accelerator, tuned, loss)
             norm = torch.cat(list(rows.values())).norm(dim=1).mean().item()
             if norm >= limit:
                 for row in rows.values():
                     row.grad = None  # AdamW leaves alone what has no gradient
-            scaler.step(optimizer)
-            scaler.update()
+            optimizer.step()
+            optimizer.zero_grad()
             schedule.step()
             state.save(step + 1)
             bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-            if callback is not None:
-                callback({"step": step, "loss": loss.item(), "embedding_norm": norm})
+            bar.set_postfix(loss=f"{loss:.3f}")
+            record = {"step": step, "loss": loss, "embedding_norm": norm}
+            if strip and first and ((step + 1) % strip == 0 or step + 1 == steps):
+                record["strip"] = sample_strip(base, concept(), seed)
+            if callback is not None and first:
+                callback(record)
+    state.remove()
+    if file:
+        file.unlink(missing_ok=True)
+    return concept()
 
+
+def sample_strip(base: DiffusionModel, concept: Concept, seed: int) -> list[Image.Image]:
+    """The concept at LoRA weight 0 (the embedding alone), 0.7 and 1, as the official code validates."""
+    models = (base.with_concept(concept, alpha) for alpha in (0.0, 0.7, 1.0))
+    return [model.sample(f"photo of a {concept.phrase}", seed=seed, progress=False)[0] for model in models]
+
+
+def finish(base: DiffusionModel, model: DiffusionModel, rows: dict[str, Tensor], recipe: Recipe, **names) -> Concept:
+    """What has been tuned so far, as a Concept with its own tensors on the CPU."""
     factors = {net: lora.extract(getattr(model, net)) for net in ("text_encoder", "unet")}
     factors = {net: found for net, found in factors.items() if found}
-    state.remove()
+    L = len(base.layers)
     return Concept(
-        name=name,
-        words=words,
-        class_word=class_word,
         recipe=recipe.name,
-        embeddings={word: row.detach().cpu() for word, row in expand(rows, len(base.layers)).items()},
+        embeddings={word: row.detach().cpu().expand(L, -1).clone() for word, row in rows.items()},
         lora=factors,
         rank=max((down.shape[0] for found in factors.values() for down, _ in found.values()), default=0),
         base_id=base.base_id,
         fingerprint=base.fingerprint,
         layers=base.layers,
-        phrase=phrase,
+        **names,
     )
 
 
@@ -211,34 +189,7 @@ def check(
             raise ValueError(f"The base already has a concept word {word}: choose another.")
 
 
-def spread(base: DiffusionModel) -> float:
-    """Standard deviation of the numbers in the model's own token embeddings."""
-    return base.text_encoder.get_input_embeddings().weight.float().std().item()
-
-
-def init_rows(
-    base: DiffusionModel, recipe: Recipe, words: tuple[str, ...], class_word: str, seed: int
-) -> dict[str, nn.Parameter]:
-    """The trainable rows, word -> (L, D) or (1, D): "rand" draws with the spread of the model's own embeddings, "class"
-    copies the class word's (the mean of its tokens); every layer starts from the same row.
-    """
-    table = base.text_encoder.get_input_embeddings().weight.detach().float()
-    tokens = base.tokenizer(class_word, add_special_tokens=False).input_ids
-    generator = torch.Generator().manual_seed(seed)
-    starts = {
-        "class": table[tokens].mean(dim=0),
-        "rand": torch.randn(table.shape[1], generator=generator).to(table.device) * spread(base),
-    }
-    copies = len(base.layers) if recipe.layerwise else 1
-    return {word: nn.Parameter(starts[kind].repeat(copies, 1)) for word, kind in zip(words, recipe.init, strict=True)}
-
-
-def expand(rows: dict[str, Tensor], L: int) -> dict[str, Tensor]:
-    """word -> (L, D), whether the word has a row per layer or one for all."""
-    return {word: row.expand(L, -1) for word, row in rows.items()}
-
-
-def attach(model: DiffusionModel, recipe: Recipe, seed: int) -> None:
+def attach(model: DiffusionModel, recipe: Recipe, seed: int, gradient_checkpointing: bool = False) -> None:
     """Put the recipe's LoRAs on the model, the same ones for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -246,30 +197,12 @@ def attach(model: DiffusionModel, recipe: Recipe, seed: int) -> None:
             lora.attach(model.text_encoder, recipe.rank)
         if recipe.unet_lora is not None:
             lora.attach(model.unet, recipe.rank, recipe.unet_lora)
-
-
-def prepare(
-    base: DiffusionModel, data: ConceptData, recipe: Recipe, phrase: str
-) -> tuple[Tensor, Tensor | None, list[str]]:
-    """Encode all pictures once: latents (P, C, h, w), loss weights (P, 1, h, w) or None, and the P prompts."""
-    height, width = base.size
-    pictures = [ImageOps.fit(picture, (width, height)) for picture in data.pictures]
-    masks = [mask and ImageOps.fit(mask, (width, height)) for mask in data.masks]
-    prompts = data.prompts(phrase)
-    if recipe.flip:
-        pictures += [ImageOps.mirror(picture) for picture in pictures]
-        masks, prompts = masks + [mask and ImageOps.mirror(mask) for mask in masks], prompts * 2
-    latents = torch.cat([base.encode_images([picture]) for picture in pictures]).float()
-    if recipe.background == 1 or not any(masks):
-        return latents, None, prompts
-    inside = torch.stack([torch.ones(1, height, width) if mask is None else to_tensor(mask) for mask in masks])
-    inside = F.adaptive_avg_pool2d(inside, latents.shape[-2:]).to(latents.device)  # (P, 1, h, w)
-    return latents, recipe.background + (1 - recipe.background) * inside, prompts
-
-
-def to_tensor(mask: Image.Image) -> Tensor:
-    """A grey picture -> (1, H, W) in 0..1."""
-    return torch.from_numpy(np.array(mask, dtype=np.float32))[None] / 255
+    if gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+        enable = getattr(model.text_encoder, "activation_checkpointing_enable", None)  # since transformers 5.23
+        (enable or model.text_encoder.gradient_checkpointing_enable)({"use_reentrant": False})
+        model.text_encoder.train()  # transformers recomputes in training mode only; CLIP has no dropout
+        model.text_encoder.set_attn_implementation(BEGINNINGS)  # also while it recomputes, after `encode` has returned
 
 
 def make_optimizer(model: DiffusionModel, rows: dict[str, Tensor], recipe: Recipe) -> torch.optim.AdamW:
@@ -280,9 +213,3 @@ def make_optimizer(model: DiffusionModel, rows: dict[str, Tensor], recipe: Recip
         if trainable:
             groups.append({"params": trainable, "lr": lr})
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=recipe.weight_decay)
-
-
-def draw(P: int, batch: int, generator: torch.Generator) -> list[int]:
-    """Indices of a batch: all pictures differ until every one has been drawn."""
-    rounds = [torch.randperm(P, generator=generator) for _ in range(math.ceil(batch / P))]
-    return torch.cat(rounds)[:batch].tolist()

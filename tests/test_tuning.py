@@ -1,18 +1,26 @@
 """Single-client tuning (paper 3.3.1): five recipes of one loop."""
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import mixofshow_lite as mos
-from mixofshow_lite import tuning
-from mixofshow_lite.base import denoising_loss
+from mixofshow_lite import parallel, tuning, wording
+from mixofshow_lite.base import denoising_loss, draw_noise
 from mixofshow_lite.checkpoint import Checkpoint
+from mixofshow_lite.layerwise import cross_attention
 from mixofshow_lite.tuning import RECIPES, Recipe, recipe_for, tune
+from mixofshow_lite.views import prepare
 
 FAST = {"batch": 2, "background": 1.0}
 
@@ -36,8 +44,16 @@ def data(tmp_path_factory):
 
 
 def quick(base, data, recipe="ed_lora", steps=2, **kwargs):
-    recipe = replace(RECIPES[recipe], **FAST) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, str):
+        recipe = replace(RECIPES[recipe], **FAST)
+        recipe = replace(recipe, prior=min(recipe.prior, 2))
     return tune(base, data, recipe=recipe, steps=steps, progress=False, **kwargs)
+
+
+def untouched(concept):
+    """LoRA layers that have not moved; self-attention of the tiny model's 1x1 mid block looks at one pixel only."""
+    still = [n for factors in concept.lora.values() for n, (_, up) in factors.items() if not up.any()]
+    return [n for n in still if not re.search(r"mid_block.*attn1.to_[qk]$", n)]
 
 
 @pytest.mark.parametrize(
@@ -52,12 +68,12 @@ def quick(base, data, recipe="ed_lora", steps=2, **kwargs):
 )
 def test_recipes(tiny_base, data, tmp_path, recipe, words, phrase, text_layers, unet_layers, rank):
     before = {n: w.clone() for net in (tiny_base.unet, tiny_base.text_encoder) for n, w in net.named_parameters()}
-    concept = quick(tiny_base, data, recipe)
+    concept = quick(tiny_base, data, recipe, steps=3)
     assert (len(concept.words), concept.phrase, concept.rank) == (words, phrase, rank)
     assert (concept.recipe, concept.class_word, concept.base_id) == (recipe, "rabbit", tiny_base.base_id)
     found = {net: len(factors) for net, factors in concept.lora.items()}
     assert found == {n: k for n, k in (("text_encoder", text_layers), ("unet", unet_layers)) if k}
-    assert all(up.any() for factors in concept.lora.values() for _, up in factors.values())
+    assert untouched(concept) == []
     layerwise = recipe in ("p_plus", "ed_lora")
     for rows in concept.embeddings.values():
         assert rows.shape == (16, 32) and not rows.requires_grad
@@ -70,27 +86,99 @@ def test_recipes(tiny_base, data, tmp_path, recipe, words, phrase, text_layers, 
     assert one.sample(f"a photo of {again.phrase}", steps=1, progress=False)[0].size == (64, 64)
 
 
+SD15_UNET = {
+    "sample_size": 64,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
+SD15_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+
+
+@pytest.fixture(scope="module")
+def sd15():
+    """Stable Diffusion 1.5's networks without their numbers: shapes only."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(**SD15_UNET), CLIPTextModel(CLIPTextConfig(**SD15_TEXT))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "text", "unet", "words"),
+    [
+        ("ed_lora", 354, 294_912, 797_184, 24_576),
+        ("lora", 353, 294_912, 797_184, 768),
+        ("p_plus", 1, 0, 0, 16 * 768),
+        ("textual_inversion", 1, 0, 0, 768),
+        ("custom_diffusion", 33, 0, 19_169_280, 768),
+    ],
+)
+def test_counts_on_stable_diffusion(sd15, name, tensors, text, unet, words):
+    """What each recipe trains on SD 1.5; for ED-LoRA the official 354 tensors and 1,116,672 floats."""
+    from mixofshow_lite import lora
+
+    model = SimpleNamespace(unet=lora.share(sd15[0]).requires_grad_(False), text_encoder=lora.share(sd15[1]))
+    model.text_encoder.requires_grad_(False)
+    recipe = RECIPES[name]
+    tuning.attach(model, recipe, seed=0)
+    rows = len(cross_attention(model.unet)) if recipe.layerwise else 1
+    tuned = {n: [w for w in getattr(model, n).parameters() if w.requires_grad] for n in ("text_encoder", "unet")}
+    assert sum(w.numel() for w in tuned["text_encoder"]) == text
+    assert sum(w.numel() for w in tuned["unet"]) == unet
+    assert len(recipe.init) * rows * model.text_encoder.config.hidden_size == words
+    assert len(recipe.init) + len(tuned["text_encoder"]) + len(tuned["unet"]) == tensors
+    if name == "ed_lora":
+        assert text + unet + words == 1_116_672
+
+
+def test_as_many_tensors_as_the_official_file(tiny_base, data):
+    """Three steps on a narrow model with all of SD 1.5's layers: 48 text and 128 U-Net linears, two words."""
+    torch.manual_seed(0)
+    config = tiny_base.text_encoder.config.to_dict() | {"num_hidden_layers": 12}
+    deep = replace(tiny_base, text_encoder=CLIPTextModel(CLIPTextConfig(**config)))
+    concept = quick(deep, data, steps=3)
+    assert sum(2 * len(f) for f in concept.lora.values()) + len(concept.embeddings) == 354
+    assert {net: len(f) for net, f in concept.lora.items()} == {"text_encoder": 48, "unet": 128}
+
+
 def test_the_loop_minimises_equation_1_on_what_it_saves(tiny_base, data):
     """With learning rates of 0 the concept is the start, so its loss in a plain model is the loop's first one."""
     seen = []
     recipe = replace(RECIPES["ed_lora"], **FAST, lr_words=0.0, lr_text=0.0, lr_unet=0.0)
     start = quick(tiny_base, data, recipe, steps=1, callback=seen.append)
-    latents, _, prompts = tuning.prepare(tiny_base, data, recipe, start.phrase)
+    views = prepare(tiny_base, data, recipe, start.phrase)
     generator = torch.Generator().manual_seed(0)
-    pick = tuning.draw(3, 2, generator)
+    pick = views.draw(2, generator)
     one = tiny_base.with_concept(start)
+    t, noise = draw_noise(one, (2, *views.latents.shape[1:]), recipe.noise_offset, generator)
     with torch.no_grad():
-        context = one.context([prompts[i] for i in pick])
-        loss = denoising_loss(one, latents[pick], context, noise_offset=recipe.noise_offset, generator=generator)
+        context = one.context([views.prompts[i] for i in pick])
+        loss = denoising_loss(one, views.latents[pick], context, noise, t)
+        predicted = one.unet(one_noisy(one, views.latents[pick], noise, t), t, context).sample
     assert seen[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    quick(tiny_base, data, replace(recipe, background=0.25), steps=1, callback=seen.append)
+    wanted = 0.0
+    for i, entry in enumerate(pick):  # the mean of the pictures' weighted means, written out
+        weight = 0.25 + 0.75 * views.inside[entry, 0]
+        squares = ((predicted[i] - noise[i]) ** 2).mean(0)
+        wanted += (squares * weight).sum().item() / weight.sum().item() / 2
+    assert seen[1]["loss"] == pytest.approx(wanted, rel=1e-4)
+    assert seen[1]["loss"] != pytest.approx(seen[0]["loss"], rel=1e-3)
+
+
+def one_noisy(model, latents, noise, t):
+    a = model.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    return a.sqrt() * latents + (1 - a).sqrt() * noise
 
 
 @torch.no_grad()
 def fixed_loss(model, data, recipe, phrase):
     """Eq. 1 on all pictures for 16 fixed times and noises."""
-    latents, _, prompts = tuning.prepare(model, data, recipe, phrase)
-    generator, context = torch.Generator().manual_seed(9), model.context(prompts)
-    return sum(denoising_loss(model, latents, context, generator=generator).item() for _ in range(16)) / 16
+    views = prepare(model, data, recipe, phrase)
+    generator, context = torch.Generator().manual_seed(9), model.context(views.prompts)
+    return sum(denoising_loss(model, views.latents, context, generator=generator).item() for _ in range(16)) / 16
 
 
 def test_tuning_learns(tiny_base, data):
@@ -104,11 +192,11 @@ def test_tuning_learns(tiny_base, data):
     assert after < before - 0.02
 
 
-def same(a, b):
+def same(a, b, atol=1e-6):
     tensors = [
         [*c.embeddings.values(), *(t for f in c.lora.values() for pair in f.values() for t in pair)] for c in (a, b)
     ]
-    return all(torch.allclose(x, y, atol=1e-6) for x, y in zip(*tensors, strict=True))
+    return all(torch.allclose(x, y, atol=atol) for x, y in zip(*tensors, strict=True))
 
 
 def test_the_same_seed_gives_the_same_concept(tiny_base, data):
@@ -147,11 +235,11 @@ def test_rows_start_from_the_models_own_embeddings(tiny_base):
     table = tiny_base.text_encoder.get_input_embeddings().weight
     token = tiny_base.tokenizer("rabbit", add_special_tokens=False).input_ids
     assert len(token) == 1
-    rows = tuning.init_rows(tiny_base, RECIPES["ed_lora"], ("<a1>", "<a2>"), "rabbit", seed=0)
+    rows = wording.init_rows(tiny_base, RECIPES["ed_lora"], ("<a1>", "<a2>"), "rabbit", seed=0)
     assert torch.equal(rows["<a2>"], table[token].expand(16, -1))
     assert torch.equal(rows["<a1>"], rows["<a1>"][:1].expand(16, -1))
     assert 0.5 < rows["<a1>"][0].std() / table.std() < 1.5
-    one = tuning.init_rows(tiny_base, RECIPES["textual_inversion"], ("<a1>",), "red cat", seed=0)["<a1>"]
+    one = wording.init_rows(tiny_base, RECIPES["textual_inversion"], ("<a1>",), "red cat", seed=0)["<a1>"]
     both = tiny_base.tokenizer("red cat", add_special_tokens=False).input_ids
     assert torch.allclose(one, table[both].mean(0, keepdim=True))
 
@@ -159,28 +247,9 @@ def test_rows_start_from_the_models_own_embeddings(tiny_base):
 def test_rows_freeze_at_their_norm_and_the_rest_goes_on(tiny_base, data):
     recipe = replace(RECIPES["ed_lora"], **FAST, freeze_norm=0.01)
     concept = quick(tiny_base, data, recipe)
-    start = tuning.init_rows(tiny_base, recipe, concept.words, "rabbit", seed=0)
+    start = wording.init_rows(tiny_base, recipe, concept.words, "rabbit", seed=0)
     assert all(torch.equal(concept.embeddings[word], rows.data) for word, rows in start.items())
-    assert all(up.any() for _, up in concept.lora["unet"].values())
-
-
-def test_masks_weigh_the_loss(tiny_base, data):
-    recipe = replace(RECIPES["ed_lora"], background=0.25)
-    latents, weights, prompts = tuning.prepare(tiny_base, data, recipe, "<a1> <a2>")
-    assert latents.shape == (3, 4, 8, 8) and weights.shape == (3, 1, 8, 8)
-    assert prompts == ["<a1> <a2>", *["a photo of <a1> <a2> on the beach"] * 2]
-    assert weights[:, 0, 0, 0].tolist() == [0.25] * 3 and weights[:, 0, 4, 4].tolist() == [1.0] * 3
-    assert tuning.prepare(tiny_base, data, replace(recipe, background=1.0), "x")[1] is None
-    flipped, weights, prompts = tuning.prepare(tiny_base, data, replace(recipe, flip=True), "x")
-    assert len(flipped) == len(weights) == len(prompts) == 6
-    assert torch.allclose(weights[3:], weights[:3].flip(3), atol=0.02)
-
-
-def test_a_batch_repeats_no_picture_before_all_were_drawn():
-    generator = torch.Generator().manual_seed(0)
-    for P, batch in ((3, 2), (3, 3), (3, 7), (1, 4)):
-        counts = np.bincount(tuning.draw(P, batch, generator), minlength=P)
-        assert counts.sum() == batch and counts.max() - counts.min() <= 1
+    assert untouched(concept) == []
 
 
 def test_numbers_suit_the_base(tiny_base):
@@ -189,6 +258,10 @@ def test_numbers_suit_the_base(tiny_base):
     paper = recipe_for(tiny_base, "ed_lora")
     assert (paper.lr_words, paper.lr_text, paper.lr_unet, paper.batch) == (1e-3, 1e-5, 1e-4, 4)
     assert paper.freeze_norm and recipe_for(tiny_base, "p_plus").freeze_norm is None
+    assert (paper.noise_offset, paper.attention, paper.background, paper.steps) == (0.01, 0.01, 0.0, None)
+    custom = recipe_for(tiny_base, "custom_diffusion")
+    assert (custom.prior, custom.prior_weight, custom.decay, custom.attention) == (200, 1.0, False, 0.0)
+    assert recipe_for(pocket, "ed_lora").attention == 0.0
     mine = Recipe("mine", rank=1)
     assert recipe_for(pocket, mine) is mine
     groups = tuning.make_optimizer(tiny_base, {"<a1>": torch.zeros(1, 1)}, paper).param_groups
@@ -203,6 +276,8 @@ def test_numbers_suit_the_base(tiny_base):
         ({"words": ("a1", "a2")}, "'a1' cannot be a concept word"),
         ({"words": ("<TOK>", "<a>")}, "'<TOK>' cannot be a concept word"),
         ({"steps": 0}, "steps=0"),
+        ({"mixed_precision": "fp16"}, "fp16 tuning needs a GPU"),
+        ({"mixed_precision": "int4"}, "choose 'no', 'bf16' or 'fp16'"),
     ],
 )
 def test_bad_arguments(tiny_base, data, arguments, match):
@@ -217,3 +292,138 @@ def test_missing_class_and_taken_words(tiny_base, data, concept, tmp_path):
         tune(tiny_base, mos.ConceptData(tmp_path), progress=False)
     with pytest.raises(ValueError, match="already has a concept word <bibi1>"):
         tune(tiny_base.with_concept(concept), data, words=("<bibi1>", "<b>"), progress=False)
+
+
+@pytest.fixture
+def plain_descent(monkeypatch):
+    """Gradient descent instead of AdamW, which turns the rounding of tiny gradients into whole steps."""
+    monkeypatch.setattr(tuning, "make_optimizer", descent)
+
+
+def descent(model, rows, recipe):
+    weights = [w for net in (model.text_encoder, model.unet) for w in net.parameters() if w.requires_grad]
+    return torch.optim.SGD([*rows.values(), *weights], lr=0.3)
+
+
+def test_parts_and_recomputed_features_change_nothing(tiny_base, data, plain_descent):
+    recipe = replace(RECIPES["ed_lora"], batch=3, background=0.0, attention=0.5, prior=2, prior_weight=0.5)
+    seen = {}
+
+    def run(key, **kwargs):
+        seen[key] = []
+        return quick(tiny_base, data, recipe, steps=3, callback=lambda r: seen[key].append(r["loss"]), **kwargs)
+
+    whole = run("whole")
+    assert same(whole, run("parts", accumulate=4), 1e-4)
+    assert same(whole, run("recomputed", gradient_checkpointing=True), 1e-4)
+    assert seen["parts"] == pytest.approx(seen["whole"], rel=1e-4)
+    assert seen["recomputed"] == pytest.approx(seen["whole"], rel=1e-4)
+    start = wording.init_rows(tiny_base, recipe, whole.words, "rabbit", 0)
+    assert all((whole.embeddings[w] - start[w].data).abs().max() > 1e-3 for w in whole.words)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from dataclasses import replace
+import torch
+import mixofshow_lite as mos
+from mixofshow_lite import tuning
+from test_tuning import FAST, RECIPES, descent
+torch.set_num_threads(1)
+tuning.make_optimizer = descent
+recipe = replace(RECIPES["ed_lora"], **FAST | {"batch": 3})
+base = mos.load_base(sys.argv[1], device="cpu")
+records = []
+concept = tuning.tune(base, mos.ConceptData(sys.argv[2]), recipe, steps=2, progress=False, callback=records.append)
+from accelerate import PartialState
+assert PartialState().num_processes == 2
+assert len(records) == (2 if PartialState().is_main_process else 0)
+concept.save(f"{sys.argv[4]}/{PartialState().process_index}")
+PartialState().destroy_process_group()
+"""
+
+
+def test_two_processes_tune_the_same_concept_as_one(tiny_base, tiny_folder, data, tmp_path, plain_descent):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    here = str(__import__("pathlib").Path(__file__).parent)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = [str(tmp_path / "script.py"), str(tiny_folder), str(data.folder), here, str(tmp_path)]
+    done = subprocess.run([*launch, *script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = quick(tiny_base, data, replace(RECIPES["ed_lora"], **FAST | {"batch": 3}), steps=2)
+    alone = mos.Concept.load(alone.save(tmp_path / "alone"))
+    for rank in (0, 1):
+        assert same(alone, mos.Concept.load(tmp_path / str(rank)), 1e-4)
+
+
+def test_the_prior_is_kept_with_the_checkpoint(tiny_base, data, tmp_path, monkeypatch):
+    """A resumed run does not draw the class's pictures again, and ends as an uninterrupted one does."""
+    monkeypatch.setattr(Checkpoint, "every", 2)
+    drawn = []
+    sample = mos.DiffusionModel.sample
+    monkeypatch.setattr(mos.DiffusionModel, "sample", lambda *a, **k: drawn.append(k) or sample(*a, **k))
+    whole = quick(tiny_base, data, "custom_diffusion", steps=3)
+    assert len(drawn) == 1 and (drawn[0]["n"], drawn[0]["seed"]) == (2, 0)
+
+    def stop(record):
+        if record["step"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(tiny_base, data, "custom_diffusion", steps=3, checkpoint=tmp_path / "a.ckpt", callback=stop)
+    drawn.clear()
+    quick(tiny_base, data, "custom_diffusion", steps=3, checkpoint=tmp_path / "a.ckpt", callback=stop)
+    assert not drawn and not list(tmp_path.iterdir())
+    assert same(whole, quick(tiny_base, data, "custom_diffusion", steps=3))
+
+
+def test_a_strip_of_samples_on_request_changes_nothing(tiny_base, data):
+    seen = []
+    concept = quick(tiny_base, data, steps=3, strip=2, callback=seen.append)
+    assert [len(record.get("strip", [])) for record in seen] == [0, 3, 3]
+    strip = seen[-1]["strip"]
+    for alpha, picture in zip((0, 0.7, 1), strip, strict=True):
+        model = tiny_base.with_concept(concept, alpha)
+        wanted = model.sample(f"photo of a {concept.phrase}", seed=0, progress=False)[0]
+        assert np.array_equal(np.asarray(picture), np.asarray(wanted))
+    assert same(concept, quick(tiny_base, data, steps=3))
+
+
+def test_bfloat16_and_back(tiny_base, data):
+    """Mixed precision moves the losses by its rounding; concepts stay in float32, and float32 runs go on after it."""
+    losses = {}
+    for precision in ("no", "bf16", "no"):
+        seen = []
+        concept = quick(tiny_base, data, "custom_diffusion", mixed_precision=precision, callback=seen.append)
+        assert {t.dtype for pair in concept.lora["unet"].values() for t in pair} == {torch.float32}
+        losses.setdefault(precision, [record["loss"] for record in seen])
+    assert losses["no"] == [record["loss"] for record in seen] != losses["bf16"]
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
+
+
+def test_shares_of_a_batch():
+    for n, parts, processes in ((6, 1, 1), (6, 4, 2), (2, 3, 3), (1, 1, 2)):
+        accelerators = [SimpleNamespace(process_index=i, num_processes=processes) for i in range(processes)]
+        cut = [parallel.shares(n, parts, accelerator) for accelerator in accelerators]
+        assert sorted(torch.cat([part for of_one in cut for part in of_one]).tolist()) == list(range(n))
+        assert all(len(of_one) <= parts and all(len(part) for part in of_one) for of_one in cut)
+
+
+def test_prompts_are_read_once_and_the_untuned_ones_once_for_all(tiny_base, data, monkeypatch):
+    calls = []
+    encode = wording.encode
+    monkeypatch.setattr(
+        wording, "encode", lambda te, bound, *a, **k: calls.append(len(bound.ids)) or encode(te, bound, *a, **k)
+    )
+    rows = wording.init_rows(tiny_base, RECIPES["ed_lora"], ("<a1>", "<a2>"), "rabbit", 0)
+    prompts = ["a photo of <a1> <a2>", "a red <a1> <a2>", "a photo of <a1> <a2>", "photo of a rabbit"]
+    entries = torch.tensor([2, 0, 3, 1, 0])
+    for tuned, wanted in ((True, [3, 3]), (False, [1, 2, 2])):
+        calls.clear()
+        reader = wording.Reader(tiny_base, prompts, rows, tuned)
+        context = reader(entries)
+        reader(entries)
+        assert calls == wanted
+        plain = tiny_base.context([prompts[i] for i in entries], {w: row.data for w, row in rows.items()})
+        assert torch.allclose(context, plain, atol=1e-4)

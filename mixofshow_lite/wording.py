@@ -1,0 +1,69 @@
+"""The concept's words while they are tuned (paper 3.1, 3.3.1): how their rows start, and the prompts they stand in.
+
+symbol   here      shape
+V, V+    rows      word -> (1, D) or (L, D), trainable
+c        context   (b, L, N, D)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .attention_loss import find_words
+from .base import DiffusionModel
+from .concept import Bound, bind
+from .layerwise import encode
+from .recipes import Recipe
+
+
+def spread(base: DiffusionModel) -> float:
+    """Standard deviation of the numbers in the model's own token embeddings."""
+    return base.text_encoder.get_input_embeddings().weight.float().std().item()
+
+
+def init_rows(
+    base: DiffusionModel, recipe: Recipe, words: tuple[str, ...], class_word: str, seed: int
+) -> dict[str, nn.Parameter]:
+    """The trainable rows, word -> (L, D) or (1, D): "rand" draws with the spread of the model's own embeddings, "class"
+    copies the class word's (the mean of its tokens); every layer starts from the same row.
+    """
+    table = base.text_encoder.get_input_embeddings().weight.detach().float()
+    tokens = base.tokenizer(class_word, add_special_tokens=False).input_ids
+    generator = torch.Generator().manual_seed(seed)
+    starts = {
+        "class": table[tokens].mean(dim=0),
+        "rand": torch.randn(table.shape[1], generator=generator).to(table.device) * spread(base),
+    }
+    copies = len(base.layers) if recipe.layerwise else 1
+    return {word: nn.Parameter(starts[kind].repeat(copies, 1)) for word, kind in zip(words, recipe.init, strict=True)}
+
+
+class Reader:
+    """psi(P) of a run's prompts: a distinct one is encoded once a step, or once a run if nothing tuned reaches it."""
+
+    def __init__(self, model: DiffusionModel, prompts: list[str], rows: dict[str, Tensor], text_tuned: bool):
+        distinct = list(dict.fromkeys(prompts))
+        self.model, self.rows, self.bound = model, rows, bind(model.tokenizer, distinct, list(rows))
+        self.number = torch.tensor([distinct.index(prompt) for prompt in prompts])
+        model._warn(distinct, self.bound.cut, rows)
+        plain = (self.bound.slots < 0).all(dim=1).nonzero().flatten().tolist()
+        with torch.no_grad():
+            self.fixed = {} if text_tuned else self.encoded(plain)
+
+    def encoded(self, numbers: list[int]) -> dict[int, Tensor]:
+        """Number of a distinct prompt -> (L, N, D)."""
+        if not numbers:
+            return {}
+        bound = Bound(self.bound.ids[numbers], self.bound.slots[numbers], [])
+        table = torch.stack([*self.rows.values()])  # (W, K, D)
+        contexts = encode(self.model.text_encoder, bound, table, len(self.model.layers), share=True)
+        return dict(zip(numbers, contexts, strict=True))
+
+    def __call__(self, entries: Tensor) -> Tensor:
+        """The context of the prompts of some entries, (b, L, N, D)."""
+        numbers = self.number[entries].tolist()
+        found = self.fixed | self.encoded([n for n in dict.fromkeys(numbers) if n not in self.fixed])
+        return torch.stack([found[n] for n in numbers])
+
+    def finder(self, entries: Tensor) -> Tensor:
+        """Where the concept's words stand in their prompts, (b, W, N), see attention_loss.py."""
+        return find_words(self.bound.slots[self.number[entries]], len(self.rows)).to(self.model.device)
