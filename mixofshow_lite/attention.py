@@ -80,7 +80,7 @@ def tokens_of(model: DiffusionModel, prompt: str) -> list[str]:
     """The prompt's N tokens as readable text, concept words whole."""
     bound, known = bind(model.tokenizer, [prompt], list(model.words)), list(model.words)
     ids, slots = bound.ids[0].tolist(), bound.slots[0].tolist()
-    end = ids.index(model.tokenizer.eos_token_id, 1)
+    end = next(i for i, s in enumerate(slots) if i and s < 0 and ids[i] == model.tokenizer.eos_token_id)
     words = [known[s] if s >= 0 else model.tokenizer.decode([i]).strip() for i, s in zip(ids, slots, strict=True)]
     return ["<start>", *words[1:end], "<end>", *["<pad>"] * (len(ids) - end - 1)]
 

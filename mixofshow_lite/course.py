@@ -49,7 +49,7 @@ def setup(base: str | None = None) -> Kit:
 
     base = base or os.environ.get("MIXOFSHOW_BASE", "pocket")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
+    plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "axes.spines.top": False, "axes.spines.right": False,
                          "axes.titlesize": 10, "font.size": 9, "figure.constrained_layout.use": True})  # fmt: skip
     model = load_base(base)
     size = model.size[0]
