@@ -19,4 +19,3 @@ def test_the_reference_loops_leave_the_base_alone(tiny_base):
     after = {n: w for net in (tiny_base.unet, tiny_base.text_encoder) for n, w in net.named_parameters()}
     assert list(after) == list(before) and all(torch.equal(after[n], w) for n, w in before.items())
     assert tiny_base.text_encoder.config._attn_implementation == "sdpa"
-    assert ()
