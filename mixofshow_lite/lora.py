@@ -23,6 +23,12 @@ from .concept import Factors
 
 ATTENTION_LINEAR = re.compile(r"(^|\.)(self_attn\.(q|k|v|out)_proj|attn[12]\.(to_[qkv]|to_out\.0))$")
 
+# What LoRAs of other trainers change as well: the feed-forward layers and the 1x1 projections of a transformer block.
+OTHER_LAYER = re.compile(
+    r"^encoder\.layers\.\d+\.mlp\.fc[12]$"
+    r"|\.attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2))$"
+)
+
 
 def core(net: nn.Module) -> nn.Module:
     """The module that names are relative to: transformers < 5.6 wraps the text encoder once more, in `text_model`."""
@@ -37,6 +43,15 @@ def attention_linears(net: nn.Module) -> dict[str, nn.Linear]:
             f"{type(net).__name__} has no attention linears this library knows: is it a Stable Diffusion 1.x net?"
         )
     return found
+
+
+def adaptable(net: nn.Module) -> dict[str, nn.Module]:
+    """Every layer that a LoRA file may update, name -> module: attention, then feed-forward and projections.
+
+    A projection of Stable Diffusion 1.x is a 1x1 convolution with weight (d_out, d_in, 1, 1), all others are linear.
+    """
+    others = {n: m for n, m in core(net).named_modules() if OTHER_LAYER.search(n) and hasattr(m, "weight")}
+    return attention_linears(net) | others
 
 
 def share(net: nn.Module) -> nn.Module:
@@ -105,19 +120,19 @@ def delta(down: Tensor, up: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def add_deltas(net: nn.Module, deltas: dict[str, Tensor]) -> None:
-    """W = W0 + dW for each named linear, as new tensors: whoever shares the old ones keeps them.
+    """W = W0 + dW for each named layer, as new tensors: whoever shares the old ones keeps them.
 
     Raises ValueError when a name or a shape does not fit `net`.
     """
-    linears = attention_linears(net)
+    layers = adaptable(net)
     for name, dW in deltas.items():
-        if name not in linears:
+        if name not in layers:
             raise ValueError(f"The update of {name} has no layer in this model: it was made for another architecture.")
-        old = linears[name].weight
-        if dW.shape != old.shape:
+        old = layers[name].weight
+        if dW.shape != old.shape[:2]:
             raise ValueError(
                 f"The update of {name} is {tuple(dW.shape)} but the layer is {tuple(old.shape)}: "
                 "it was made for another base model; load that one."
             )
-        new = (old.float() + dW.to(old.device, torch.float32)).to(old.dtype)
-        linears[name].weight = nn.Parameter(new, requires_grad=False)
+        new = (old.float() + dW.to(old.device, torch.float32).view_as(old)).to(old.dtype)
+        layers[name].weight = nn.Parameter(new, requires_grad=False)

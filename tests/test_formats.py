@@ -361,7 +361,7 @@ def test_a_lora_without_words_fuses(tiny_base, tmp_path, concept):
 
 def test_spellings_are_unambiguous(tiny_base):
     layers = keys.layers_of(tiny_base)
-    assert len({module.replace(".", "_") for _, module in layers}) == len(layers) == 128 + 4 * 2
+    assert len({module.replace(".", "_") for _, module in layers}) == len(layers) == 192 + 6 * 2
     assert keys.split("conv_in.weight")[1] == keys.split("x.lora_B.bias")[1] == ""
     assert keys.split("unet.a.lora_A.my_style.weight") == ("unet.a", "down")
 
@@ -411,3 +411,52 @@ def test_the_official_counts_on_stable_diffusion_15(sd15_shapes, tmp_path):
     )
     again = Concept.from_lora(read.to_kohya(tmp_path / "x.safetensors"), sd15_shapes, "man", verbose=False)
     assert again.source.startswith("x.safetensors: 528 of 528 tensors matched")
+
+
+@pytest.fixture
+def whole(tiny_base):
+    """A LoRA of all the layers that kohya's trainer changes: attention, feed-forward, 1x1 projections."""
+    generator = torch.Generator().manual_seed(7)
+    made = make_concept(tiny_base, "whole")
+    for (net, module), shape in keys.layers_of(tiny_base).items():
+        down, up = torch.randn(2, shape[1], generator=generator), torch.randn(shape[0], 2, generator=generator)
+        made.lora[net][module] = (down / shape[1] ** 0.5, 0.2 * up)
+    return made
+
+
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_a_whole_kohya_lora_draws_as_in_stock_diffusers(tiny_base, tiny_folder, whole, tmp_path, format):
+    """192 layers of the U-Net and 6 of each text layer, as in files from the wild."""
+    file = whole.to_lora(tmp_path / "x.safetensors", format)
+    projections = [t for k, t in load_file(file).items() if "proj_in" in k and "alpha" not in k]
+    assert len(projections) == 32 and all(t.shape[2:] == (1, 1) for t in projections)
+    read = Concept.from_lora(file, tiny_base, "rabbit", verbose=False)
+    assert same(read, whole) and {net: len(f) for net, f in read.lora.items()} == {"text_encoder": 12, "unet": 192}
+    stock = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None, local_files_only=True)
+    stock.load_lora_weights(str(tmp_path), weight_name=file.name, local_files_only=True)
+    text, _ = stock.encode_prompt("a red cat", "cpu", 1, False)
+    ours = tiny_base.with_concept(read)
+    context = ours.context("a red cat")
+    assert torch.allclose(text, context[:, 0], atol=1e-4)
+    z, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([500])
+    with torch.no_grad():
+        wanted = ours.unet(z, t, context).sample
+        assert torch.allclose(stock.unet(z, t, text).sample, wanted, atol=1e-3)
+    attention_only = replace(
+        whole, lora={n: {m: p for m, p in f.items() if "ff" not in m} for n, f in whole.lora.items()}
+    )
+    assert (tiny_base.with_concept(attention_only).unet(z, t, context).sample - wanted).abs().max() > 0.01
+
+
+def test_a_whole_kohya_lora_fuses(tiny_base, whole, concept):
+    """One concept alone is itself, in every layer; two lose less than their average does."""
+    direct = tiny_base.with_concept(whole)
+    for net in ("text_encoder", "unet"):
+        wanted = lora.adaptable(getattr(direct, net))
+        for model in (weight_fusion(tiny_base, [whole]), gradient_fusion(tiny_base, [whole], steps=1, progress=False)):
+            for name, layer in lora.adaptable(getattr(model, net)).items():
+                assert torch.allclose(layer.weight, wanted[name].weight, atol=1e-4), name
+    fused = gradient_fusion(tiny_base, [whole, concept], steps=1, prompts=["a {}"], progress=False)
+    assert len([layer for layer in fused.report.layers if layer.name.endswith("proj_in")]) == 16
+    for name in ("whole", "bibi"):
+        assert fused.report.residual(name) < fused.report.residual(name, which="before")

@@ -65,7 +65,7 @@ def spelling(path: str) -> str:
 
 def layers_of(base) -> dict[tuple[str, str], tuple[int, ...]]:
     """(network, module) -> shape of the weight, for every layer that a LoRA may update."""
-    nets = {net: lora.attention_linears(getattr(base, net)) for net in NETS}
+    nets = {net: lora.adaptable(getattr(base, net)) for net in NETS}
     return {(net, module): tuple(layer.weight.shape) for net, found in nets.items() for module, layer in found.items()}
 
 
@@ -99,7 +99,7 @@ def match(
         raise ValueError(
             f"{source}: {len(tensors) - len(left)} of {len(tensors)} tensors matched a layer of "
             f"{base.base_id or 'this base'}, {len(left)} did not{examples(left)}: it would act only in part, "
-            "give a LoRA of the attention layers of Stable Diffusion 1.x."
+            "give a LoRA for Stable Diffusion 1.x."
         )
     factors: dict[str, Factors] = {}
     for net, module in (layer for layer in shapes if layer in found):

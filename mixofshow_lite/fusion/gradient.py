@@ -173,8 +173,8 @@ class Fusion:
         by_stage = []
         for stage in STAGES:
             net, names = stage_layers(self.concepts, stage)
-            linears = lora.attention_linears(getattr(self.base, net))
-            by_stage.append(list({feed(name): linears[name].in_features for name in names}.values()))
+            layers = lora.adaptable(getattr(self.base, net))
+            by_stage.append(list({feed(name): layers[name].weight.shape[1] for name in names}.values()))
         return max(by_stage, key=lambda widths: sum(width**2 for width in widths))
 
 

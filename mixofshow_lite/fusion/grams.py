@@ -96,7 +96,9 @@ class GramRecorder:
             )
 
     def add(self, key: str, x: Tensor) -> None:
-        """Count the rows of x (B, N, d_in): products in float32, sums in float64."""
+        """Count the rows of x (B, N, d_in) or (B, d_in, h, w): products in float32, sums in float64."""
+        if x.ndim == 4:
+            x = x.flatten(2).transpose(1, 2)  # a 1x1 convolution is a linear layer over pixels
         if self.keep is not None:
             x = x[:, self.keep.to(x.device)]
         x = x.detach().flatten(0, -2).float()  # (rows, d_in)
@@ -126,7 +128,7 @@ def real_tokens(model: DiffusionModel, prompt: str) -> Tensor:
 @torch.no_grad()
 def record_text(model: DiffusionModel, names: list[str], prompts: list[str], padding: bool = True) -> Statistics:
     """Inputs of the text encoder's layers while it reads the prompts (L times where concept words stand)."""
-    linears = lora.attention_linears(model.text_encoder)
+    linears = lora.adaptable(model.text_encoder)
     with GramRecorder({name: linears[name] for name in names}) as recorder:
         for prompt in prompts:
             recorder.keep = None if padding else real_tokens(model, prompt)
@@ -154,7 +156,7 @@ def record_spatial(model: DiffusionModel, names: list[str], prompts: list[str], 
 
     With guidance both branches are seen: under each concept's update the empty prompt must keep working too.
     """
-    linears = lora.attention_linears(model.unet)
+    linears = lora.adaptable(model.unet)
     with GramRecorder({name: linears[name] for name in names}) as recorder:
         for number, prompt in enumerate(prompts):
             model.sample(prompt, seed=seed + number, progress=False, **sampling)

@@ -96,9 +96,9 @@ def check_one(base: DiffusionModel, concept: Concept) -> None:
     if not all(torch.isfinite(t).all() for t in tensors):
         raise ValueError(f"The concept {concept.name!r} holds weights that are not finite: tune it again.")
     for net, factors in concept.lora.items():
-        linears = lora.attention_linears(getattr(base, net))
+        layers = lora.adaptable(getattr(base, net))
         for name, (down, up) in factors.items():
-            shape = tuple(linears[name].weight.shape) if name in linears else "no such layer"
+            shape = tuple(layers[name].weight.shape[:2]) if name in layers else "no such layer"
             if shape != (up.shape[0], down.shape[1]) or down.shape[0] != up.shape[1]:
                 raise ValueError(
                     f"The update of {name} in {concept.name!r} is {up.shape[0]} x {down.shape[1]}, "
@@ -114,7 +114,7 @@ def updated_layers(concepts: Sequence[Concept], net: str) -> list[str]:
 
 def layer_factors(base: DiffusionModel, concepts: Sequence[Concept], net: str, name: str) -> list[algebra.Factors]:
     """One layer's update of every concept in float64, the scale inside `up`; rank 0 where a concept has none."""
-    d_out, d_in = lora.attention_linears(getattr(base, net))[name].weight.shape
+    d_out, d_in = lora.adaptable(getattr(base, net))[name].weight.shape[:2]
     found = []
     for concept in concepts:
         down, up = concept.lora.get(net, {}).get(name, algebra.no_update(d_in, d_out))
