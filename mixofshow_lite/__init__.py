@@ -2,7 +2,8 @@
 
     3.1    text-to-image diffusion, concept tokens     load_base, DiffusionModel, denoising_loss, Concept, ConceptData
     3.3.1  single-client concept tuning                tune, Recipe, RECIPES
-    3.2, 3.3.2  the center node                        weight_fusion (Eq. 2), gradient_fusion, CenterNode
+    3.2, 3.3.2  the center node                        weight_fusion (Eq. 2), gradient_fusion, CenterNode;
+                                                       constrained_fusion, peft_fusion, drift, explain to compare
     3.4    regionally controllable sampling            Region, regional_attention
     4.3    evaluation                                  text_alignment, image_alignment
 
@@ -25,6 +26,10 @@ _HOME = {
     "RECIPES": "tuning",
     "weight_fusion": "fusion",
     "gradient_fusion": "fusion",
+    "constrained_fusion": "fusion",
+    "peft_fusion": "fusion",
+    "drift": "fusion",
+    "explain": "fusion",
     "CenterNode": "fusion",
     "Region": "regional",
     "regional_attention": "regional",

@@ -12,7 +12,6 @@ pictures, times and noises are drawn for the whole batch on the CPU, whatever pa
 """
 
 import math
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from . import lora
 from .attention_loss import outside_attention, watched
 from .base import DiffusionModel, denoising_loss, draw_noise
 from .checkpoint import Checkpoint
-from .concept import PLACEHOLDER, WORD, Concept
+from .concept import PLACEHOLDER, WORD, Concept, slug
 from .data import ConceptData
 from .layerwise import BEGINNINGS
 from .parallel import accelerator_for, add_up, shares
@@ -165,11 +164,6 @@ def finish(base: DiffusionModel, model: DiffusionModel, rows: dict[str, Tensor],
         layers=base.layers,
         **names,
     )
-
-
-def slug(name: str) -> str:
-    """A name as it may stand in a concept word: letters, digits, - and _."""
-    return re.sub(r"[^\w-]+", "_", name.lower()).strip("_") or "concept"
 
 
 def check(

@@ -74,8 +74,8 @@ def check(
         for word in concept.words:
             if word in owner:
                 raise ValueError(
-                    f"{word} belongs to both {owner[word]} and {concept.name!r}: rename it in one of them "
-                    f"(its entry in Concept.words and Concept.embeddings)."
+                    f"{word} belongs to both {owner[word]} and {concept.name!r}: give one of them other words with "
+                    'concept.renamed("another-name").'
                 )
             owner[word] = repr(concept.name)
     order = sorted(range(len(concepts)), key=lambda i: concepts[i].name)
