@@ -306,7 +306,7 @@ export default () => {
         return { ...fresh({ box }), ...kept, id: kept.id ?? `${fresh({}).id}${i}`, color, name: title, weight };
       });
       session.selected = next[0].id;
-      commit(next, `${name}: ${next.length} regions. Undo brings the old ones back.`);
+      commit(next, `${name}: regions laid out (${next.length}). Undo brings the old ones back.`);
     }
 
     // Gestures: each returns what a move does, and what is committed at the end
@@ -518,7 +518,7 @@ export default () => {
       const silent = message.silent?.length ? ` Left out, for want of a prompt: ${message.silent.join(", ")}.` : "";
       if (message.type === "done") say(`The picture is done.${silent}`);
       if (message.type === "stopped") say("Cancelled.");
-      if (message.type === "imported") say(`${message.regions} regions imported.`);
+      if (message.type === "imported") say(`Regions imported: ${message.regions}.`);
       if (message.type === "error") say(message.message);
     }
 
@@ -531,7 +531,7 @@ export default () => {
     function restore(index) {
       const { picture, regions: then, ...settings } = model.get("_history")[index];
       for (const [key, value] of Object.entries({ ...settings, _background: picture })) model.set(key, value);
-      commit(then, `Sample with seed ${settings.seed} and its ${then.length} regions are back.`);
+      commit(then, `Sample with seed ${settings.seed} and its regions (${then.length}) are back.`);
       model.send({ type: "restore", index }); // Python has the picture in full
     }
 
@@ -697,7 +697,7 @@ export default () => {
       const on = entry.id === session.selected;
       const rect = { x, y, width: w, height: h, stroke: entry.color, fill: entry.color, class: `mos-shape${entry.box ? "" : " mos-around"}${on ? " mos-on" : ""}` };
       const group = make("g", { role: "img", "aria-label": describe(entry) });
-      if (entry.box || on) group.append(make("rect", rect));
+      if (entry.box || on) group.append(make("rect", { ...rect, class: "mos-halo" }), make("rect", rect));
       const title = entry.name.length > 22 ? `${entry.name.slice(0, 21)}…` : entry.name;
       const plate = [title.length * 6.6 * unit + 12 * unit, 19 * unit];
       const corner = [clamp(x, 0, 1000 - plate[0]), clamp(y, 0, tall - plate[1])];
@@ -705,8 +705,10 @@ export default () => {
         make("text", { x: corner[0] + plate[0] / 2, y: corner[1] + 13.5 * unit, "font-size": 11.5 * unit, class: "mos-name", fill: inkOn(entry.color) }, title));
       if (!on || painting()) return group;
       for (const handle of ["n", "s", "w", "e", "nw", "ne", "sw", "se"]) {
-        const cx = handle.includes("w") ? x : handle.includes("e") ? x + w : x + w / 2;
-        const cy = handle.includes("n") ? y : handle.includes("s") ? y + h : y + h / 2;
+        let cx = handle.includes("w") ? x : handle.includes("e") ? x + w : x + w / 2;
+        let cy = handle.includes("n") ? y : handle.includes("s") ? y + h : y + h / 2;
+        const edge = 6 * unit; // a handle on the picture's edge stays in sight
+        [cx, cy] = [clamp(cx, edge, 1000 - edge), clamp(cy, edge, tall - edge)];
         group.append(make("circle", { cx, cy, r: 4.5 * unit, stroke: entry.color, class: "mos-handle" }),
           make("circle", { cx, cy, r: 12 * unit, class: "mos-grip", "data-handle": handle, style: `cursor: ${handle}-resize` }));
       }
@@ -723,7 +725,7 @@ export default () => {
         svg.append(make("circle", { ...place, class: "mos-cursor mos-dark" }), make("circle", { ...place, class: "mos-cursor" }));
       }
       svg.dataset.tool = session.tool;
-      svg.setAttribute("aria-label", `Picture with ${all.length} regions.${chosen() ? ` Chosen: ${describe(chosen())}.` : ""}`);
+      svg.setAttribute("aria-label", `Picture, regions: ${all.length}.${chosen() ? ` Chosen: ${describe(chosen())}.` : ""}`);
       hint.hidden = all.length > 0 || Boolean(model.get("_background"));
       drawMasks();
     }
@@ -769,7 +771,7 @@ export default () => {
     function drawSampling() {
       const [running, locked] = [model.get("_running"), model.get("seed_locked")];
       samplebar.hidden = !model.get("_can_sample");
-      progress.hidden = !running;
+      progress.style.visibility = running ? "visible" : "hidden"; // it keeps its place: nothing jumps
       if (!running) progress.value = 0;
       go.replaceChildren(icon(running ? "stop" : "play"), running ? "Cancel" : "Sample");
       go.classList.toggle("mos-stop", running);
@@ -785,7 +787,7 @@ export default () => {
 
     function drawHistory() {
       const tried = model.get("_history").map((one, index) => {
-        const label = `Restore sample ${index + 1}: seed ${one.seed}, ${one.regions.length} regions, ${one.prompt || "no prompt"}`;
+        const label = `Restore sample ${index + 1}: seed ${one.seed}, regions: ${one.regions.length}, ${one.prompt || "no prompt"}`;
         const shapes = one.regions.filter((entry) => entry.box).map(({ box: [l, t, r, b], color: stroke }) =>
           make("rect", { x: l * 1000, y: t * tall, width: (r - l) * 1000, height: (b - t) * tall, stroke, class: "mos-mini" }));
         return make("button", { type: "button", title: label, "aria-label": label, onclick: () => restore(index) },

@@ -1,9 +1,11 @@
 """The canvas on a bare page: its real module and style, with twenty lines of JavaScript in the kernel's place."""
 
 import json
+import os
 from pathlib import Path
 
 WIDGETS = Path(__file__).parents[2] / "mixofshow_lite" / "widgets"
+SLOW = float(os.environ.get("SLOW", 1))
 MODEL = """
 class Model {
   constructor(state) { Object.assign(this, { state, listeners: {}, sent: [], saves: [] }); }
@@ -37,4 +39,4 @@ def html(state: dict, attributes: str = "") -> str:
     let cleanup = widget.render({{ model, el }});
     window.again = () => {{ cleanup(); el.replaceChildren(); cleanup = widget.render({{ model, el }}); }};
     window.ready = true;
-    </script></body></html>""".replace("</scr" + "ipt>\\n", "</script>")
+    </script></body></html>"""

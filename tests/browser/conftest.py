@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-SLOW = float(os.environ.get("SLOW", 1))
 SHOTS = Path(__file__).parents[2] / "out" / "browser"
 
 
