@@ -16,7 +16,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -102,7 +102,8 @@ class DiffusionModel:
             for word, rows in concept.embeddings.items():
                 if word in model.words and not torch.equal(model.words[word].cpu().float(), rows.cpu().float()):
                     raise ValueError(
-                        f"The word {word} of {concept.name!r} is taken by another concept: tune it with other words."
+                        f"The word {word} of {concept.name!r} is taken by another concept: give it other words with "
+                        'concept.renamed("another-name").'
                     )
                 model.words[word] = rows.detach().to(self.device, torch.float32)
         return model
@@ -209,13 +210,17 @@ class DiffusionModel:
         callback: Callable[[dict], None] | None = None,
         progress: bool = True,
         batch: int = 8,
+        base_ratio: float = 0.0,
+        isolate: bool = False,
+        spatial: tuple | Sequence[tuple] | None = None,
     ) -> list[Image.Image]:
         """Draw n pictures of the prompt (of each, if it is a list) with DPM-Solver++(2M) and classifier-free guidance.
 
         `guidance` 1 is the conditional model alone; None is the model's default. An empty prompt is allowed and draws
-        unconditionally, with a warning. `regions` are `regional.Region`s (3.4). `callback` gets a
-        dict(step, t, latents, model) after every step, for each batch of at most `batch` pictures. Raises ValueError
-        on n, steps or size out of range.
+        unconditionally, with a warning. `regions` are `regional.Region`s (3.4); `base_ratio` is the global prompt's
+        share inside them, `isolate` keeps them apart in self-attention too. `spatial` is one condition (adapter,
+        picture, scale) of `spatial.load_adapter`, or several. `callback` gets a dict(step, t, latents, model) after
+        every step, for each batch of at most `batch` pictures. Raises ValueError on n, steps or size out of range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if n < 1 or steps < 1 or not prompts:
@@ -227,7 +232,9 @@ class DiffusionModel:
         context = self.context([p for p in prompts for _ in range(n)])  # (B, L, N, D)
         negative = self.context(negative_prompt)  # (1, L, N, D)
         pictures = []
-        with self._regions(regions, guidance != 1, tuple(noise.shape[-2:])):
+        with self._controls(
+            regions, spatial, guided=guidance != 1, steps=steps, base_ratio=base_ratio, isolate=isolate
+        ):
             chunks = list(zip(noise.split(batch), context.split(batch), strict=True))
             with tqdm(total=steps * len(chunks), disable=not progress, desc="sampling", leave=False) as bar:
                 for z, c in chunks:
@@ -255,12 +262,20 @@ class DiffusionModel:
                 callback({"step": step, "t": t.item(), "latents": z, "model": self})
         return z
 
-    def _regions(self, regions, guided: bool, cells: tuple[int, int]):
-        if not regions:
-            return nullcontext()
-        from .regional import regional_attention  # the one arrow that points up: `sample(regions=...)` is a public name
+    def _controls(self, regions, spatial, **options) -> ExitStack:
+        """Spatial conditions and regions, on until the stack is closed; arrows that point up, for public names."""
+        with ExitStack() as stack:
+            nets = []
+            if spatial:
+                from .spatial import controlnets, spatial_control
 
-        return regional_attention(self, regions, cells, guided=guided)
+                stack.enter_context(spatial_control(self, spatial))
+                nets = controlnets(spatial)
+            if regions:
+                from .regional import regional_attention
+
+                stack.enter_context(regional_attention(self, regions, controlnets=nets, **options))
+            return stack.pop_all()
 
     def pipeline(self) -> StableDiffusionPipeline:
         """A stock diffusers pipeline on these very weights.
@@ -286,11 +301,11 @@ class DiffusionModel:
 
         return save_pipeline(self, folder)
 
-    def to_lora(self, file: str | Path) -> Path:
-        """Write a fused model's update as an ordinary LoRA file; raises ValueError on a model that is not fused."""
+    def to_lora(self, file: str | Path, format: str = "diffusers") -> Path:
+        """Write a fused update as an ordinary "diffusers" or "kohya" LoRA file; ValueError if nothing was fused."""
         from .fusion import to_lora  # a public name of the model; the work is the center node's
 
-        return to_lora(self, file)
+        return to_lora(self, file, format)
 
 
 def noising(model: DiffusionModel, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:

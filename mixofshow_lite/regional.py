@@ -6,147 +6,144 @@
 is one rule here, at every cross-attention layer and every pixel:  h <- (1 - sum_i w_i) h + sum_i w_i h_i.
 
     paper   here        shape
-    M_i     mask        (H, W) in 0..1, or a box as fractions of the picture
+    M_i     (masks.py)  a box or mask
             w_i         (R, T)            the masks on the layer's T = h * w cells, summing to at most 1
     P_ri    context_i   (L, N, D)         the region's prompt, layer-wise like every prompt
-    K, V    key, value  (1, heads, N, d)  computed once per picture: prompts do not change while it is drawn
+    K, V    key, value  (R, heads, N, d)  computed once per picture: prompts do not change while it is drawn
 
 Disjoint boxes have w = 1 inside, the paper's replacement exactly; equal overlapping boxes are averaged, as in the
-official code. The official rule for a box's edges, ceil(start) to floor(end) on every feature map, keeps the cells that
-lie entirely inside; the same rule serves hand-painted masks. Masks with grey in them are soft: their w is their mean
-over the cell.
+official code. The blend is taken before the layer's output projection: the same, because the weights sum to one.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import DiffusionModel
 from .layerwise import LayerAttention, cross_attention
+from .masks import Region, parse_regions, region_weights
+
+__all__ = ["Region", "RegionAttention", "parse_regions", "region_weights", "regional_attention"]
 
 
-@dataclass
-class Region:
-    """A prompt of its own for a part of the picture; give either a box or a mask."""
+class Plan:
+    """What the processors of one network share: who speaks where at this call. `observe` is its forward pre-hook.
 
-    prompt: str  # what is there, with concept words if wanted
-    box: tuple[float, float, float, float] | None = None  # (left, top, right, bottom), fractions of the picture in 0..1
-    mask: np.ndarray | Image.Image | None = None  # (H, W), white or 1 inside; any size, stretched over the picture
-    negative_prompt: str | None = None  # for this part only; None: the picture's negative prompt
-    weight: float = 1.0  # relative to other regions where they overlap; below 1 lets the global prompt through
-
-    def __post_init__(self):
-        if (self.box is None) == (self.mask is None):
-            raise ValueError(f"The region {self.prompt!r} needs a box or a mask, and not both.")
-        if not self.weight > 0:
-            raise ValueError(f"The region {self.prompt!r} has weight {self.weight}: give one above 0.")
-        if self.box is not None:
-            left, top, right, bottom = self.box
-            if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
-                raise ValueError(
-                    f"The box {self.box} of the region {self.prompt!r} is not (left, top, right, bottom) with "
-                    "0 <= left < right <= 1 and 0 <= top < bottom <= 1: give fractions of the picture."
-                )
-        else:
-            self.mask = to_mask(self.mask, self.prompt)
-
-    def cover(self, h: int, w: int) -> Tensor:
-        """Weight of the region on each cell of an h x w feature map, (h, w) in 0..1 before overlaps are settled."""
-        if self.box is not None:
-            left, top, right, bottom = self.box
-            share = overlap(top, bottom, h)[:, None] * overlap(left, right, w)[None]  # (h, w)
-        else:
-            share = area_mean(torch.from_numpy(self.mask), h, w)
-            if ((self.mask > 0) & (self.mask < 1)).any():
-                return share
-        return (share >= share.max() - 1e-4).float()  # cells inside; of a thin region, the cells it covers most
-
-
-def to_mask(mask: np.ndarray | Image.Image, prompt: str) -> np.ndarray:
-    """An array or picture -> (H, W) float32 in 0..1; bytes count 255 as 1. Raises ValueError on anything else."""
-    array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
-    array = array.astype(np.float32) / (255 if array.dtype == np.uint8 and array.max(initial=0) > 1 else 1)
-    if array.ndim != 2 or not array.size or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-        raise ValueError(f"The mask of the region {prompt!r} is no (height, width) array of numbers in 0..1.")
-    if array.max() == 0:
-        raise ValueError(f"The mask of the region {prompt!r} is empty: paint where the region is.")
-    return array
-
-
-def overlap(start: float, end: float, n: int) -> Tensor:
-    """The share of each of n equal cells of 0..1 that start..end covers, (n,)."""
-    edges = torch.arange(n + 1, dtype=torch.float64)
-    covered = torch.minimum(edges[1:], torch.tensor(end * n)) - torch.maximum(edges[:-1], torch.tensor(start * n))
-    return covered.clamp(min=0).float()
-
-
-def area_mean(mask: Tensor, h: int, w: int) -> Tensor:
-    """Mean of a mask (H, W) over each of h x w equal cells, exact also where the cells cut through pixels; (h, w)."""
-    rows = torch.stack([overlap(i / h, (i + 1) / h, mask.shape[0]) for i in range(h)])  # (h, H)
-    columns = torch.stack([overlap(i / w, (i + 1) / w, mask.shape[1]) for i in range(w)])  # (w, W)
-    return (rows / rows.sum(1, keepdim=True)) @ mask @ (columns / columns.sum(1, keepdim=True)).T
-
-
-def region_weights(regions: Sequence[Region], h: int, w: int) -> Tensor:
-    """w_i: (R, h * w), at every cell at most 1 in sum; what is missing to 1 belongs to the global prompt."""
-    cover = torch.stack([region.weight * region.cover(h, w) for region in regions]).flatten(1)  # (R, T)
-    return cover / cover.sum(dim=0, keepdim=True).clamp(min=1)
-
-
-class RegionAttention(LayerAttention):
-    """Cross-attention of one layer that blends the regions' prompts into the global one.
-
-    `branches` has one list per part of the batch, (negative, positive) under classifier-free guidance and (positive,)
-    without; each list holds every region's context (N, D) of this layer, or None where the region has no say.
+    `halves` has one list per part of the batch, (negative, positive) under classifier-free guidance and (positive,)
+    without; each holds every region's context (L, N, D), or None where the region has no say.
     """
 
-    def __init__(self, plain: LayerAttention, regions: Sequence[Region], cells: tuple[int, int], branches: list[list]):
-        super().__init__(plain.layer, plain.layers, plain.tokens)
-        self.regions, self.cells, self.branches = regions, cells, branches
-        self.weights: dict[int, Tensor] = {}  # T -> (R, T)
-        self.keys: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # (branch, region) -> key, value
+    def __init__(self, regions: Sequence[Region], halves: list[list], steps: int | None, T: int, base_ratio: float):
+        self.regions, self.halves, self.base_ratio = regions, halves, base_ratio
+        self.steps, self.timesteps = steps, T  # denoising steps of a picture, if known; steps of the training schedule
+        self.calls, self.last = 0, float("-inf")
+        self.timed = any(region.start > 0 or region.end < 1 for region in regions)
+        self.now: tuple[int, ...] = tuple(range(len(regions)))  # the active regions
+        self.speaking = halves  # the halves of this call
+        self.cells = (0, 0)  # of the latents
+        self.cache: dict[tuple, Tensor] = {}
 
-    def __call__(self, attn: Attention, hidden_states, encoder_hidden_states=None, *args, **kwargs):
-        out = super().__call__(attn, hidden_states, encoder_hidden_states, *args, **kwargs)  # (B, T, C)
-        weights = self.weights_of(hidden_states)  # (R, T)
-        parts = []
-        for b, (x, h) in enumerate(zip(*(y.chunk(len(self.branches)) for y in (hidden_states, out)), strict=True)):
-            own = [i for i, context in enumerate(self.branches[b]) if context is not None]
-            query = split_heads(attn.to_q(x), attn.heads) if own else None  # (B, heads, T, d)
-            blend = h * (1 - weights[own].sum(dim=0))[:, None]
-            for i in own:
-                key, value = (y.expand(len(x), -1, -1, -1) for y in self.key_value(attn, b, i))
-                attended = F.scaled_dot_product_attention(query, key, value)  # (B, heads, T, d)
-                blend = blend + weights[i][:, None] * attn.to_out[0](attended.transpose(1, 2).flatten(2))
-            parts.append(blend)
-        return torch.cat(parts)
+    def observe(self, network: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Read a call's latent size, step and halves off its arguments."""
+        given = dict(zip(("sample", "timestep"), args, strict=False)) | kwargs
+        self.cells = tuple(given["sample"].shape[-2:])
+        self.speaking = self.halves[-1:] if given.get("guess_mode") else self.halves  # a ControlNet's option
+        if self.timed:
+            progress = self.progress(given)
+            self.now = tuple(i for i, region in enumerate(self.regions) if region.active(progress))
 
-    def weights_of(self, hidden_states: Tensor) -> Tensor:
-        """w_i for the feature map at hand, (R, T); its h and w are the latent's, halved until they make T cells."""
-        T, (h, w) = hidden_states.shape[1], self.cells
+    def progress(self, given: dict) -> float:
+        """Steps before this one over all steps; where their number is not known, the part of the timesteps."""
+        t = torch.as_tensor(given["timestep"]).flatten()[0].item()
+        again = t > self.last or (t == self.last and self.calls + 1 == self.steps)  # the next picture begins
+        self.calls, self.last = 0 if again else self.calls + 1, t
+        return self.calls / self.steps if self.steps else 1 - (t + 1) / self.timesteps
+
+    def size_of(self, T: int) -> tuple[int, int]:
+        """(h, w) of a layer of T cells: the latent's, halved until they fit."""
+        h, w = self.cells
         while h * w > T:
             h, w = -(-h // 2), -(-w // 2)
         if h * w != T:
-            raise ValueError(
-                f"The picture has {self.cells} cells, a layer {T}: give regional_attention its size in cells."
-            )
-        if T not in self.weights:
-            self.weights[T] = region_weights(self.regions, h, w).to(hidden_states)
-        return self.weights[T]
+            raise ValueError(f"A layer has {T} cells, which latents of {self.cells} cells do not halve to.")
+        return h, w
 
-    def key_value(self, attn: Attention, branch: int, region: int) -> tuple[Tensor, Tensor]:
-        """K and V of a region's prompt, each (1, heads, N, d), computed when first needed."""
-        if (branch, region) not in self.keys:
-            context = self.branches[branch][region][None]  # (1, N, D)
-            self.keys[branch, region] = tuple(split_heads(to(context), attn.heads) for to in (attn.to_k, attn.to_v))
-        return self.keys[branch, region]
+    def weights(self, own: tuple[int, ...], like: Tensor) -> Tensor:
+        """The blend for features (B, T, C): the global prompt's share, then each region's of `own`; (R + 1, T)."""
+        h, w = self.size_of(like.shape[1])
+        key = (h, w, self.now, own)
+        if key not in self.cache:
+            active = region_weights([self.regions[i] for i in self.now], h, w, self.base_ratio)
+            shares = active[[self.now.index(i) for i in own]]  # (R, T)
+            self.cache[key] = torch.cat([1 - shares.sum(0, keepdim=True), shares]).clamp(min=0).to(like)
+        return self.cache[key]
+
+    def may_look(self, T: int, device: torch.device) -> Tensor | None:
+        """(T, T) true where cell p may look at cell q: they share a region, or one of them is in none."""
+        h, w = self.size_of(T)
+        key = (h, w, self.now)
+        if key not in self.cache and self.now:
+            inside = torch.stack([self.regions[i].cover(h, w).flatten() >= 0.5 for i in self.now]).float()  # (R, T)
+            outside = inside.sum(0) == 0
+            allowed = (inside.T @ inside > 0) | outside[:, None] | outside[None]
+            self.cache[key] = allowed.to(device)
+        return self.cache.get(key)
+
+
+class RegionAttention(LayerAttention):
+    """Cross-attention of one layer that blends the regions' prompts into the global one."""
+
+    def __init__(self, layer: int, layers: int, tokens: int, plan: Plan):
+        super().__init__(layer, layers, tokens)
+        self.plan = plan
+        self.keys: dict[tuple, tuple[Tensor, Tensor]] = {}  # (half, regions) -> key, value
+
+    def __call__(
+        self, attn: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None, *args, **kwargs
+    ):
+        if attention_mask is not None:
+            raise ValueError("Regions do not know what to do with an encoder_attention_mask: leave it out.")
+        halves, B = self.plan.speaking, len(hidden_states)
+        if B % len(halves):
+            raise ValueError(f"A batch of {B} is no (negative, positive) pair: with guidance scale 1 say guided=False.")
+        query = attn.to_q(hidden_states)  # (B, T, C)
+        context = self.own_slice(encoder_hidden_states)  # (B, N, D)
+        heads = [split_heads(x, attn.heads) for x in (query, attn.to_k(context), attn.to_v(context))]
+        out = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)  # (B, T, C)
+        parts = zip(query.chunk(len(halves)), out.chunk(len(halves)), range(-len(halves), 0), strict=True)
+        return attn.to_out[0](torch.cat([self.blend(attn, *part) for part in parts]))
+
+    def blend(self, attn: Attention, query: Tensor, out: Tensor, half: int) -> Tensor:
+        """Put the regions' attention into that of the global prompt, both (B, T, C); half -1 is the positive one."""
+        own = tuple(i for i in self.plan.now if self.plan.speaking[half][i] is not None)
+        if not own:
+            return out
+        if (half, own) not in self.keys:
+            contexts = torch.stack([self.plan.speaking[half][i][self.layer] for i in own])  # (R, N, D)
+            self.keys[half, own] = tuple(split_heads(to(contexts), attn.heads) for to in (attn.to_k, attn.to_v))
+        key, value = self.keys[half, own]  # (R, heads, N, d)
+        pixels = split_heads(query.reshape(1, -1, query.shape[2]), attn.heads)  # (1, heads, B * T, d)
+        attended = F.scaled_dot_product_attention(pixels.expand(len(own), -1, -1, -1), key, value)
+        attended = attended.transpose(1, 2).flatten(2).unflatten(1, out.shape[:2])  # (R, B, T, C)
+        weights = self.plan.weights(own, out)[:, None, :, None]  # (R + 1, 1, T, 1)
+        return weights[0] * out + (weights[1:] * attended).sum(0)
+
+
+class IsolatedAttention:
+    """Self-attention in which the cells of one region do not look at those of another."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def __call__(self, attn: Attention, hidden_states, encoder_hidden_states=None, *args, **kwargs):
+        qkv = [split_heads(to(hidden_states), attn.heads) for to in (attn.to_q, attn.to_k, attn.to_v)]
+        mask = self.plan.may_look(hidden_states.shape[1], hidden_states.device)
+        out = F.scaled_dot_product_attention(*qkv, attn_mask=mask)  # (B, heads, T, d)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -156,29 +153,60 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 @contextmanager
 def regional_attention(
-    model: DiffusionModel, regions: Sequence[Region], cells: tuple[int, int] | None = None, guided: bool = True
+    model: DiffusionModel,
+    regions: Sequence[Region],
+    guided: bool = True,
+    *,
+    base_ratio: float = 0.0,
+    isolate: bool = False,
+    steps: int | None = None,
+    controlnets: Sequence[nn.Module] = (),
 ) -> Iterator[None]:
     """While on, `model.unet` draws every region by its own prompt (Fig. 5), also inside a stock pipeline on this U-Net.
 
-    `cells` is the latent's (h, w), by default that of the model's own picture size. `guided` says whether batches are
-    (negative, positive) pairs; a region speaks in the positive half, and in the negative one if it has a negative
-    prompt. Weights of the model must not change inside. Raises ValueError on attention that is not Stable Diffusion's.
+    guided       batches are (negative, positive) pairs; a region speaks in the positive half, and in the negative one
+                 if it has a negative prompt
+    base_ratio   share of the global prompt inside the regions, 0 <= base_ratio < 1
+    isolate      regions do not see each other in self-attention either
+    steps        number of denoising steps, to which the regions' start and end refer; None reads them off the
+                 timesteps, which is the same to a step
+    controlnets  ControlNets that draw along: copies of the U-Net's first half, whose layers read the same prompts;
+                 regions may then be empty
+
+    Weights of the model must not change inside. Raises ValueError on a base_ratio out of range and on a model whose
+    cross-attention has other processors on.
     """
-    positives = contexts(model, [region.prompt for region in regions])
-    negatives = contexts(model, [region.negative_prompt for region in regions])
-    cells = cells or tuple(side // model.factor for side in model.size)
-    modules = list(cross_attention(model.unet).values())
-    plain = [module.processor for module in modules]
-    if not all(type(processor) is LayerAttention for processor in plain):
+    if not 0 <= base_ratio < 1:
+        raise ValueError(f"base_ratio is {base_ratio}: give the global prompt's share, 0 <= base_ratio < 1.")
+    if not all(type(module.processor) is LayerAttention for module in cross_attention(model.unet).values()):
         raise ValueError("This model's cross-attention already has other processors on: take them off first.")
-    for processor, module in zip(plain, modules, strict=True):
-        branches = [[c if c is None else c[processor.layer] for c in part] for part in (negatives, positives)]
-        module.set_processor(RegionAttention(processor, regions, cells, branches if guided else branches[1:]))
+    halves = [contexts(model, [region.negative_prompt for region in regions])] if guided else []
+    halves.append(contexts(model, [region.prompt for region in regions]))
+    T, processors, hooks = model.scheduler.config.num_train_timesteps, [], []
     try:
+        for network in (model.unet, *controlnets):
+            plan = Plan(regions, halves, steps, T, base_ratio)
+            hooks.append(network.register_forward_pre_hook(plan.observe, with_kwargs=True))
+            new = {
+                module: RegionAttention(layer, len(model.layers), model.tokens, plan)
+                for layer, module in enumerate(cross_attention(network).values())
+            }
+            for module in self_attention(network) if isolate else ():
+                new[module] = IsolatedAttention(plan)
+            for module, processor in new.items():
+                processors.append((module, module.processor))
+                module.set_processor(processor)
         yield
     finally:
-        for processor, module in zip(plain, modules, strict=True):
+        for hook in hooks:
+            hook.remove()
+        for module, processor in processors:
             module.set_processor(processor)
+
+
+def self_attention(network: nn.Module) -> list[Attention]:
+    """The self-attention modules of a U-Net or ControlNet."""
+    return [m for name, m in network.named_modules() if isinstance(m, Attention) and name.endswith("attn1")]
 
 
 @torch.no_grad()

@@ -1,0 +1,177 @@
+"""Where regions are (paper 3.4): boxes, masks and their weights on the feature maps of a U-Net.
+
+    paper   here      shape
+    M_i     mask      (H, W) in 0..1, or a box as fractions of the picture
+            cover     (h, w)   how much of each cell of a feature map the region claims
+            w_i       (R, T)   the covers with overlaps settled, T = h * w cells, at most 1 in sum
+
+Boxes and hard masks follow the official rule for a box's edges, ceil(start) to floor(end) on every feature map: the
+cells that lie entirely inside. Where no cell does (there the official code loses the region), the most covered cells
+have twice their covered share, at most 1: half a cell is a cell, and a thin line does not rule a coarse map. Grey
+masks and feathered edges are soft: their cover is their exact mean over the cell.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass
+class Region:
+    """A prompt of its own for a part of the picture; give either a box or a mask. ValueError if anything is off."""
+
+    prompt: str  # what is there, with concept words if wanted
+    box: tuple[float, float, float, float] | None = None  # (left, top, right, bottom), fractions of the picture in 0..1
+    mask: np.ndarray | Image.Image | str | Path | None = None  # (H, W), white or 1 inside, any size; or its PNG file
+    negative_prompt: str | None = None  # for this part only; None: the picture's negative prompt
+    weight: float = 1.0  # relative to other regions where they overlap; below 1 lets the global prompt through
+    start: float = 0.0  # the region speaks from this fraction of the denoising steps ...
+    end: float = 1.0  # ... up to this one
+    feather: float = 0.0  # width over which its edges fade, in fractions of the picture; 0 is a hard edge
+
+    def __post_init__(self):
+        if (self.box is None) == (self.mask is None):
+            raise ValueError(f"The region {self.prompt!r} needs a box or a mask, and not both.")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"The region {self.prompt!r} has weight {self.weight}: give one above 0.")
+        if not 0 <= self.start < self.end <= 1:
+            raise ValueError(
+                f"The region {self.prompt!r} is active from {self.start} to {self.end}: "
+                "give fractions of the steps with 0 <= start < end <= 1."
+            )
+        if not 0 <= self.feather <= 1:
+            raise ValueError(
+                f"The region {self.prompt!r} has feather {self.feather}: give a fraction of the picture, 0..1."
+            )
+        if self.mask is not None:
+            self.mask = to_mask(self.mask, self.prompt)
+            return
+        self.box = tuple(self.box)
+        left, top, right, bottom = self.box if len(self.box) == 4 else (math.nan,) * 4
+        if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+            raise ValueError(
+                f"The box {self.box} of the region {self.prompt!r} is not (left, top, right, bottom) with "
+                "0 <= left < right <= 1 and 0 <= top < bottom <= 1: give fractions of the picture."
+            )
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """The box, or the smallest one around the mask where it is at least half of its maximum."""
+        if self.box is not None:
+            return self.box
+        rows, columns = np.nonzero(self.mask >= self.mask.max() / 2)
+        (H, W) = self.mask.shape
+        return columns.min() / W, rows.min() / H, (columns.max() + 1) / W, (rows.max() + 1) / H
+
+    def active(self, progress: float) -> bool:
+        """Whether the region speaks at a step, `progress` being the steps before it over all steps."""
+        return self.start - 1e-6 <= progress and (progress < self.end - 1e-6 or self.end == 1)
+
+    def cover(self, h: int, w: int) -> Tensor:
+        """What the region claims of each cell of an h x w feature map, (h, w) in 0..1 before overlaps are settled."""
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            rows, columns = overlap([top], [bottom], h, self.feather), overlap([left], [right], w, self.feather)
+            share = rows @ columns.T  # (h, w)
+        else:
+            share = area_mean(torch.from_numpy(self.mask), h, w, self.feather)
+            if ((self.mask > 0) & (self.mask < 1)).any():
+                return share
+        if self.feather:
+            return share
+        most = share.max()
+        return torch.where(share >= most - 1e-4, (2 * share).clamp(max=1), torch.zeros(()))
+
+
+def to_mask(mask: np.ndarray | Image.Image | str | Path, prompt: str) -> np.ndarray:
+    """An array, picture or picture file -> (H, W) float32 in 0..1; bytes count 255 as 1.
+
+    A picture that is transparent somewhere is read by its opacity, as painting programs save strokes; any other by its
+    brightness. Raises FileNotFoundError, or ValueError on what is no mask.
+    """
+    if isinstance(mask, (str, Path)):
+        if not Path(mask).is_file():
+            raise FileNotFoundError(f"The mask {mask} of the region {prompt!r} does not exist: give a PNG file.")
+        try:
+            with Image.open(mask) as picture:
+                return to_mask(picture.copy(), prompt)
+        except OSError as error:
+            raise ValueError(f"The mask {mask} of the region {prompt!r} is no picture: give a PNG file.") from error
+    if isinstance(mask, Image.Image):
+        alpha = mask.convert("RGBA").getchannel("A") if mask.has_transparency_data else None
+        if alpha is not None and alpha.getextrema()[0] < 255:
+            mask = alpha
+        elif not mask.mode.startswith("I;16"):  # 16 bits a pixel stay what they are
+            mask = mask.convert("L")
+    array = np.asarray(mask)
+    whole = np.iinfo(array.dtype).max if array.dtype.kind == "u" and array.max(initial=0) > 1 else 1
+    array = array.astype(np.float32) / whole if array.dtype.kind in "buif" else np.zeros(())
+    if array.ndim != 2 or not array.size or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+        raise ValueError(f"The mask of the region {prompt!r} is no (height, width) array of numbers in 0..1.")
+    if array.max() == 0:
+        raise ValueError(f"The mask of the region {prompt!r} is empty: paint where the region is.")
+    return array
+
+
+def overlap(starts, ends, n: int, feather: float = 0.0) -> Tensor:
+    """The share of each of n equal cells of 0..1 that each of K intervals covers, (n, K).
+
+    With a feather the intervals are first blurred by a box of that width, so that an edge is a ramp with one half in
+    its middle; what touches the border of the picture goes on beyond it and does not fade there.
+    """
+    starts, ends = (torch.as_tensor(side, dtype=torch.float64) for side in (starts, ends))
+    edges = torch.linspace(0, 1, n + 1, dtype=torch.float64)[:, None]  # (n + 1, 1)
+    if feather:
+        starts, ends = torch.where(starts <= 0, -feather, starts), torch.where(ends >= 1, 1 + feather, ends)
+        area = ramp_area(edges - starts, feather) - ramp_area(edges - ends, feather)  # (n + 1, K)
+        return (n * area.diff(dim=0)).clamp(0, 1).float()
+    covered = torch.minimum(edges[1:], ends) - torch.maximum(edges[:-1], starts)
+    return (n * covered.clamp(min=0)).float()
+
+
+def ramp_area(x: Tensor, width: float) -> Tensor:
+    """The integral up to x of a step at 0 that is blurred to a ramp of that width: 0 before the ramp, x behind it."""
+    inside = (x / width + 0.5).clamp(0, 1)
+    return torch.where(x > width / 2, x, width * inside**2 / 2)
+
+
+def area_mean(mask: Tensor, h: int, w: int, feather: float = 0.0) -> Tensor:
+    """Mean of a mask (H, W) over each of h x w equal cells, exact also where the cells cut through pixels; (h, w)."""
+    pixels = [torch.arange(k + 1, dtype=torch.float64) / k for k in mask.shape]
+    rows, columns = (overlap(p[:-1], p[1:], n, feather) for p, n in zip(pixels, (h, w), strict=True))  # (h, H), (w, W)
+    return rows @ mask @ columns.T
+
+
+def region_weights(regions: Sequence[Region], h: int, w: int, base_ratio: float = 0.0) -> Tensor:
+    """w_i: (R, h * w), at every cell at most 1 - base_ratio in sum; what is missing to 1 is the global prompt's."""
+    if not regions:
+        return torch.zeros(0, h * w)
+    cover = torch.stack([region.weight * region.cover(h, w) for region in regions]).flatten(1)  # (R, T)
+    return (1 - base_ratio) * cover / cover.sum(dim=0, keepdim=True).clamp(min=1)
+
+
+def parse_regions(text: str, height: int, width: int) -> list[Region]:
+    """The official command line's regions, "[prompt]-*-[negative]-*-[y1, x1, y2, x2]|...", for a picture in pixels.
+
+    An empty box is the whole picture and an empty negative prompt is empty, as there. The text is read, never
+    evaluated; raises ValueError with the region that cannot be read.
+    """
+    regions = []
+    for part in filter(None, (part.strip() for part in text.split("|"))):
+        fields = [field.strip().removeprefix("[").removesuffix("]").strip() for field in part.split("-*-")]
+        try:
+            prompt, negative, place = fields
+            y1, x1, y2, x2 = (float(side) for side in place.split(",")) if place else (0, 0, height, width)
+        except ValueError:
+            raise ValueError(
+                f"The region {part!r} cannot be read: write [prompt]-*-[negative prompt]-*-[y1, x1, y2, x2] in pixels."
+            ) from None
+        box = (x1 / width, y1 / height, x2 / width, y2 / height)
+        regions.append(Region(prompt, box=box, negative_prompt=negative))
+    return regions
