@@ -268,7 +268,9 @@ def test_it_survives_being_scrolled_away(lab):
     before = lab.page.evaluate(ink)
     # Lab takes cells out of the page, and keeps some in it unseen: gone is what no click could reach.
     gone = """() => { const stage = document.querySelector('.mos-stage'), frame = stage?.getBoundingClientRect();
-        return !stage || !stage.contains(document.elementFromPoint(frame.x + 20, Math.max(120, frame.bottom - 20))); }"""
+        if (!stage) return true;
+        const hit = document.elementFromPoint(frame.x + 20, Math.max(120, frame.bottom - 20));
+        return !stage.contains(hit); }"""
     lab.page.evaluate(f"() => {{ {lab.PANEL}.content.activeCellIndex = 20; }}")
     frame = lab.page.locator(".jp-WindowedPanel-outer").first.bounding_box()
     lab.page.mouse.move(frame["x"] + 20, frame["y"] + frame["height"] / 2)
