@@ -88,7 +88,7 @@ def test_a_mask_with_alpha_or_a_data_url_is_read():
 def test_regions_come_back_as_they_went_in():
     regions = [
         Region("a cat", box=(0.1, 0.2, 0.5, 1.0), negative_prompt="a dog", weight=0.4),
-        Region("a hat", mask=disc(256)),
+        Region("a hat", mask=disc(256), start=0.2, end=0.8, feather=0.05),
     ]
     entries = scene.from_regions(regions, SQUARE)
     back = scene.to_regions(json.loads(json.dumps(entries)))  # as over the wire
