@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from . import exercises
 from .base import DiffusionModel, load_base
 from .resources import concepts_dir, data_dir
 
@@ -33,6 +34,7 @@ class Kit:
     steps: int  # denoising steps of a picture
     size: int  # of a picture, in pixels
     concepts: Path  # folder of the shipped concepts, drawn at that size
+    tuned: Path  # folder of concepts that were tuned on the shipped pocket model (Concept.load(kit.tuned / "bibi"))
     results: Path  # folder of the saved results that long cells fall back to
 
     def __repr__(self) -> str:
@@ -53,7 +55,7 @@ def setup(base: str | None = None) -> Kit:
                          "axes.titlesize": 10, "font.size": 9, "figure.constrained_layout.use": True})  # fmt: skip
     model = load_base(base)
     size = model.size[0]
-    kit = Kit(model, 25, size, concepts_at(size), data_dir() / "results")
+    kit = Kit(model, 25, size, concepts_at(size), data_dir() / "tuned", data_dir() / "results")
     where = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{model.base_id}: {size} px pictures, {len(model.layers)} cross-attention layers, on {where}")
     print(f"torch {torch.__version__.split('+')[0]}, Python {sys.version_info.major}.{sys.version_info.minor}")
@@ -113,70 +115,10 @@ def show_source(*things: Callable) -> None:
         display(Code(inspect.getsource(thing), language="python"))
 
 
-CHECKS: dict[str, Callable] = {}
-
-
-def exercise(number: str) -> Callable:
-    """Decorator: the function checks the answer to an exercise and raises AssertionError naming the likely mistake."""
-
-    def keep(check: Callable) -> Callable:
-        CHECKS[number] = check
-        return check
-
-    return keep
-
-
 def check(number: str, answer, *more) -> None:
     """Check an answer to exercise `number` (a function or a value): says well done, or what is probably wrong."""
-    if number not in CHECKS:
-        raise KeyError(f"There is no exercise {number}: there are {', '.join(CHECKS)}.")
+    function = exercises.find(number)
     if answer is None or answer is ... or answer is NotImplemented:
         raise AssertionError(f"Exercise {number} is still empty: write your answer above, then run the cell again.")
-    CHECKS[number](answer, *more)
+    function(answer, *more)
     print(f"✓ Exercise {number}: right.")
-
-
-def close(mine, wanted, hint: str, tolerance: float = 1e-4) -> None:
-    """Raise AssertionError with the hint unless two tensors (or numbers) agree to `tolerance` relative."""
-    if mine is None or mine is ...:
-        raise AssertionError("The function returns nothing yet: replace the ... by your line.")
-    a, b = torch.as_tensor(mine).double(), torch.as_tensor(wanted).double()
-    if a.shape != b.shape:
-        raise AssertionError(f"The shape is {tuple(a.shape)} where {tuple(b.shape)} is wanted. {hint}")
-    error = ((a - b).norm() / b.norm().clamp(min=1e-12)).item()
-    if not error <= tolerance:
-        raise AssertionError(f"Not yet: off by {error:.2g} relative. {hint}")
-
-
-# ---- notebook 01 ----
-
-
-@exercise("1.1")
-def _noising(function) -> None:
-    z, eps, a = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor(0.3)
-    close(
-        function(z, eps, a),
-        0.3**0.5 * z + 0.7**0.5 * eps,
-        "Are both factors square roots, and do their squares add up to 1?",
-    )
-
-
-@exercise("1.2")
-def _clean(function) -> None:
-    z, eps, a = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor(0.3)
-    noisy = a.sqrt() * z + (1 - a).sqrt() * eps
-    close(function(noisy, eps, a), z, "Solve z_t = sqrt(a) z + sqrt(1 - a) eps for z: subtract first, then divide.")
-
-
-@exercise("1.3")
-def _guide(function) -> None:
-    a, b = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    close(function(a, b, 1.0), b, "At a scale of 1 the result must be the conditional prediction.")
-    close(function(a, b, 0.0), a, "At a scale of 0 the result must be the unconditional prediction.")
-    close(function(a, b, 4.0), a + 4 * (b - a), "Start from the unconditional one, go `scale` times the difference.")
-
-
-@exercise("1.4")
-def _parameters(value) -> None:
-    wanted = sum(4 * (64 + 64) for _ in range(4))
-    close(value, wanted, "Each of the four linears has down (4, 64) and up (64, 4).", 0)

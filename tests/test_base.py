@@ -10,8 +10,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import make_concept
 from diffusers import DDPMScheduler, StableDiffusionPipeline
+from tiny import make_concept
 
 import mixofshow_lite as mos
 from mixofshow_lite import loading

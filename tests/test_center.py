@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_concept
 from safetensors import safe_open
+from tiny import make_concept
 
 from mixofshow_lite import lora
 from mixofshow_lite.fusion import CenterNode, center, gradient, gradient_fusion, grams, memory

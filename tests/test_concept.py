@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import make_concept
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import make_concept
 
 import mixofshow_lite
 from mixofshow_lite.concept import Concept, bind

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import make_concept
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from tiny import make_concept
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from mixofshow_lite import formats, lora

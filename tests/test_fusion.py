@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_concept
 from diffusers import StableDiffusionPipeline
+from tiny import make_concept
 
 import mixofshow_lite as mos
 from mixofshow_lite import fusion, lora

@@ -68,3 +68,68 @@ def test_identified_and_apart():
     same = torch.ones(2, 3)
     assert apart({"x": same, "y": 2 * same}, "x") == pytest.approx(0, abs=1e-6)
     assert apart({"x": references["x"], "y": references["y"]}, "x") == pytest.approx(1)
+
+
+# ---- the observations themselves, from end to end on the tiny model ----
+
+
+@pytest.fixture
+def toys(tmp_path):
+    """Three tiny concepts of one class, flat colours."""
+    from PIL import Image
+
+    from mixofshow_lite import ConceptData
+
+    found = {}
+    for name, colour in (("one", "red"), ("two", "green"), ("three", "blue")):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = []
+        for i in range(2):
+            Image.new("RGB", (64, 64), colour).save(folder / f"{i}.png")
+            rows.append(
+                json.dumps({"file_name": f"{i}.png", "caption": "a <TOK> on the beach", "class_word": "rabbit"})
+            )
+        (folder / "metadata.jsonl").write_text("\n".join(rows))
+        found[name] = ConceptData(folder)
+    return found
+
+
+class Eye:
+    """Stands in for CLIP: a picture's mean colour, unit length."""
+
+    def image_features(self, pictures):
+        pixels = np.stack([np.asarray(p.convert("RGB").resize((8, 8))).mean((0, 1)) for p in pictures])
+        return torch.nn.functional.normalize(torch.tensor(pixels, dtype=torch.float32) + 1, dim=1)
+
+
+def test_observation_3_from_end_to_end(tiny_base, toys, tmp_path, monkeypatch):
+    from mixofshow_lite.paper import fusions
+
+    monkeypatch.setattr(fusions, "load_scorer", lambda scorer: scorer)
+    monkeypatch.setattr(
+        fusions, "image_scores", lambda p, r, s: (s.image_features(p) @ s.image_features(r).T).mean(1).numpy()
+    )
+    study = fusions.observation_3(
+        tiny_base, tmp_path / "tuned", toys, names=list(toys), prompts=("a {}",) * 2, n=1, steps=1, scorer=Eye()
+    )
+    assert len(study.rows) == 9 and len(study.verdicts) == 3
+    for row in study.rows:
+        assert row["kept"] == pytest.approx(row["fused"] - row["single"]) and 0 <= row["identified"] <= 1
+    assert study.figure is not None and (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").is_file()
+    stamp = (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns
+    study.save(tmp_path / "results")
+    assert (tmp_path / "results" / "observation_3.png").is_file()
+    fusions.tuned(tiny_base, toys["one"], "ed_lora", 0, tmp_path / "tuned", steps=1)
+    assert (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns == stamp  # kept, not tuned again
+
+
+def test_observation_2_measures_every_alpha(tiny_base, toys, tmp_path, monkeypatch):
+    from mixofshow_lite.paper import observations
+
+    monkeypatch.setattr(observations, "load_scorer", lambda scorer: scorer)
+    study = observations.observation_2(
+        tiny_base, tmp_path / "tuned", toys, names=list(toys), alphas=(0.0, 1.0), n=1, steps=1, scorer=Eye()
+    )
+    assert len(study.rows) == 3 * 2 * 2 and len(study.verdicts) == 2
+    assert {row["setting"] for row in study.rows} == {"lora 0", "lora 1", "ed_lora 0", "ed_lora 1"}

@@ -10,7 +10,8 @@ A verdict is an inequality between means of paired differences and its bootstrap
 does not show on a model is reported as not shown.
 """
 
+from .fusions import observation_3
 from .observations import ablation, observation_1, observation_2
 from .study import Study, difference
 
-__all__ = ["Study", "ablation", "difference", "observation_1", "observation_2"]
+__all__ = ["Study", "ablation", "difference", "observation_1", "observation_2", "observation_3"]

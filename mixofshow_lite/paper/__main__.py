@@ -6,9 +6,14 @@ from pathlib import Path
 from ..base import load_base
 from ..data import ConceptData
 from ..resources import concepts_dir
-from . import ablation, observation_1, observation_2
+from . import ablation, observation_1, observation_2, observation_3
 
-MEASURES = {"observation_1": observation_1, "observation_2": observation_2, "ablation": ablation}
+MEASURES = {
+    "observation_1": observation_1,
+    "observation_2": observation_2,
+    "observation_3": observation_3,
+    "ablation": ablation,
+}
 
 
 def main() -> None:

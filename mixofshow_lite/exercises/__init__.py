@@ -1,0 +1,49 @@
+"""Checks of the notebooks' exercises: module nb01 checks the exercises 1.1, 1.2, ... of notebook 01.
+
+A check takes the student's answer (a function or a value) and raises AssertionError naming the likely mistake.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+import torch
+
+CHECKS: dict[str, Callable] = {}
+
+
+def exercise(number: str) -> Callable:
+    """Decorator: the function checks the answer to an exercise and raises AssertionError naming the likely mistake."""
+
+    def keep(check: Callable) -> Callable:
+        CHECKS[number] = check
+        return check
+
+    return keep
+
+
+def close(mine, wanted, hint: str, tolerance: float = 1e-4) -> None:
+    """Raise AssertionError with the hint unless two tensors (or numbers) agree to `tolerance` relative."""
+    if mine is None or mine is ...:
+        raise AssertionError("The function returns nothing yet: replace the ... by your line.")
+    a, b = torch.as_tensor(mine).double(), torch.as_tensor(wanted).double()
+    if a.shape != b.shape:
+        raise AssertionError(f"The shape is {tuple(a.shape)} where {tuple(b.shape)} is wanted. {hint}")
+    error = ((a - b).norm() / b.norm().clamp(min=1e-12)).item()
+    if not error <= tolerance:
+        raise AssertionError(f"Not yet: off by {error:.2g} relative. {hint}")
+
+
+def find(number: str) -> Callable:
+    """The check of an exercise; KeyError with the known ones in a sentence."""
+    everything()
+    if number not in CHECKS:
+        raise KeyError(f"There is no exercise {number}: there are {', '.join(CHECKS)}.")
+    return CHECKS[number]
+
+
+def everything() -> dict[str, Callable]:
+    """All checks, by exercise number, in the notebooks' order."""
+    for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        importlib.import_module(f".{module}", __name__)
+    return CHECKS
