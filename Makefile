@@ -31,13 +31,15 @@ $(VENV)/.lab: pyproject.toml $(VENV)/.made
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/.made
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[metrics,test]"
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[metrics,lab,browser,test]"
 	@touch $@
 
 demo: $(VENV)/.run
 	$(BIN)/mixofshow demo $(ARGS)
 
+# Chromium, for the browser tests, is installed if it is missing and this is root on a Debian.
 test: $(VENV)/.test
+	.ci/chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
