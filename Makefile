@@ -48,8 +48,12 @@ test: $(VENV)/.test
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(if $(NOTEBOOKS),notebooks) $(ARGS)
 
+# Speed and memory as ratios within one run, saved to data/results/bench_*.json: sampling and tuning, fusion (Stable
+# Diffusion 1.5's layer sizes too; most of an hour on two cores), regions.
 bench: $(VENV)/.run
-	$(BIN)/python -m mixofshow_lite.bench $(ARGS)
+	$(BIN)/python -m mixofshow_lite.bench
+	$(BIN)/python -m mixofshow_lite.bench_regions
+	$(BIN)/python -m mixofshow_lite.bench_fusion $(ARGS)
 
 pretrain: $(VENV)/.run
 	$(BIN)/python -m mixofshow_lite.pocket.pretrain all $(ARGS)

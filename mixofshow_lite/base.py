@@ -278,9 +278,11 @@ class DiffusionModel:
             return stack.pop_all()
 
     def pipeline(self) -> StableDiffusionPipeline:
-        """A stock diffusers pipeline on these very weights.
+        """A stock diffusers pipeline on these very networks, so that `regional_attention(model, ...)` acts in it too.
 
-        Plain prompts work as they are; for concept words pass `prompt_embeds=model.prompt_embeds(prompt)` and
+        What the pipeline loads (`load_lora_weights`) therefore changes this model: `model.copy().pipeline()` keeps them
+        apart, as long as nothing is fused in place (`fuse_lora`), for the weights are shared. Plain prompts work as
+        they are; for concept words pass `prompt_embeds=model.prompt_embeds(prompt)` and
         `negative_prompt_embeds=model.prompt_embeds("")`.
         """
         scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config, algorithm_type="dpmsolver++")
