@@ -1,0 +1,247 @@
+"""Do regions fix binding (paper 3.4, Fig. 5, 6 b, 7 c)? Two and three subjects with attributes, drawn in several ways.
+
+    way                  here
+    direct               one prompt names everyone from left to right
+    regions              a prompt for all ("two friends on the beach") and one for each box
+    regions, isolated    the same, and self-attention between the boxes is cut
+    ... + pose           either of the first two with a spatial condition that is laid out from the boxes
+    drawn                the world's own pictures: what the reader can tell at best
+
+Pocket CLIP reads every box, cropped, of every picture:
+
+    placed      its class is the subject's, among the world's six characters (chance 1/6)
+    present     some box of the picture shows the subject's class
+    coloured    its colour is the subject's, among ten (1/10)
+    wearing     of what the prompt's n subjects wear, it shows what this one should (1/n)
+    own         of all pairings of the prompt's classes and colours, it shows this subject's (1/n^2); a concept: of the
+                prompt's concepts' own pictures, it is nearest to the right one's (1/n)
+    all placed, all own   so are all subjects of the picture (0 or 1)
+
+A row is one picture, its numbers the means over its subjects. What the reader cannot tell on drawn pictures, it cannot
+tell on sampled ones: compare with the row `drawn`, not with 1.
+"""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from ..base import DiffusionModel
+from ..data import ConceptData
+from ..evaluation import Scorer, load_scorer
+from ..fusion import gradient_fusion
+from ..pocket import conditions, world
+from ..pocket.bars import rate
+from ..pocket.captions import article, full_name
+from .casts import Cast, concept_casts, drawn, word_casts
+from .observations import about
+from .study import Study, difference, tuned
+
+WAYS = ("direct", "regions", "regions, isolated")
+POSED = ("direct + pose", "regions + pose")
+NUMBERS = ("present", "placed", "coloured", "wearing", "own", "all placed", "all own")
+SEED = 200  # of the first picture
+WANTED = 0.9  # share of pictures of two subjects in which each is in its place
+
+
+def draw(model: DiffusionModel, cast: Cast, way: str, n: int, seed: int, condition: Callable | None) -> list:
+    """n pictures of a cast in one of the ways; the same seeds in all of them."""
+    if way == "drawn":
+        return [drawn(cast, seed + i) for i in range(n)]
+    regions = cast.regions()
+    options = {"regions": regions, "isolate": "isolated" in way} if way.startswith("regions") else {}
+    if "pose" in way:
+        options["spatial"] = condition(regions, [actor.look.cls for actor in cast.actors])
+    return model.sample(
+        cast.together if "regions" in options else cast.direct, n=n, seed=seed, progress=False, **options
+    )
+
+
+def keypose(adapter, scale: float = 1.0) -> Callable:
+    """The condition of a keypose adapter: (regions, classes) -> what `sample(spatial=...)` takes."""
+    return lambda regions, classes: (adapter, conditions.keypose_layout(regions, classes=classes), scale)
+
+
+def crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """The box of a picture, made square by repeating its upper and side edges: the reader knows square pictures."""
+    width, height = picture.size
+    left, top, right, bottom = (round(v * side) for v, side in zip(box, (width, height) * 2, strict=True))
+    pixels = np.asarray(picture.convert("RGB"))[top:bottom, left:right]
+    missing = np.subtract(max(pixels.shape[:2]), pixels.shape[:2])
+    sides = missing[1] // 2, missing[1] - missing[1] // 2
+    return Image.fromarray(np.pad(pixels, ((missing[0], 0), sides, (0, 0)), mode="edge"))
+
+
+def read(pictures: Sequence[Image.Image], cast: Cast, scorer: Scorer) -> list[dict]:
+    """The module's numbers of every picture of a cast, and `seen`: the class and colour read in each box."""
+    n, actors = len(cast.actors), cast.actors
+    crops = [crop(p, region.box) for p in pictures for region in cast.regions()]
+    x = scorer.image_features([*crops, *map(ImageOps.mirror, crops)]).unflatten(0, (2, -1, n))
+    x = F.normalize(x.sum(0), dim=-1)  # (pictures, n boxes, D), each with its mirror image
+    names = world.CHARACTERS if all(a.look.is_character for a in actors) else world.CLASSES
+    classes = (x @ scorer.text_features([article(c) for c in names]).T).argmax(-1)
+    wanted = torch.tensor([names.index(a.look.cls) for a in actors])  # (n,)
+    placed, present = classes == wanted, (classes[:, :, None] == wanted).any(1)  # (pictures, n)
+    found = {"present": present, "placed": placed}
+    colours = list(world.COLORS)
+    palettes = [scorer.text_features([article(f"{c} {a.look.cls}") for c in colours]) for a in actors]  # n of (10, D)
+    tints = torch.stack([(x[:, i] @ palette.T).argmax(-1) for i, palette in enumerate(palettes)], 1)  # (pictures, n)
+    if actors[0].pictures:
+        nearest = torch.stack([(x @ scorer.image_features(a.pictures).T).mean(-1) for a in actors], -1).argmax(-1)
+        found["own"] = nearest == torch.arange(n)
+    else:
+        wanted = torch.tensor([colours.index(a.look.colour) for a in actors])
+        pairings = torch.cat([palette[wanted] for palette in palettes])  # (n * n, D), class by class
+        found["coloured"] = tints == wanted
+        found["own"] = (x @ pairings.T).argmax(-1) == torch.arange(n) * (n + 1)
+        worn = [[full_name(replace(a.look, accessories=b.look.accessories), wear=True) for b in actors] for a in actors]
+        found["wearing"] = torch.stack(
+            [(x[:, i] @ scorer.text_features(texts).T).argmax(-1) == i for i, texts in enumerate(worn)], 1
+        )
+    rows = []
+    for k in range(len(pictures)):
+        row = {number: float(hits[k].float().mean()) for number, hits in found.items()}
+        row |= {f"all {number}": float(found[number][k].all()) for number in ("placed", "own")}
+        seen = zip(tints[k].tolist(), classes[k].tolist(), strict=True)
+        rows.append(row | {"seen": " | ".join(f"{colours[t]} {names[c]}" for t, c in seen)})
+    return rows
+
+
+def measure(
+    model: DiffusionModel, casts: Sequence[Cast], ways: Sequence[str], n: int, seed: int, scorer: Scorer,
+    condition: Callable | None = None, mark: str = "",
+) -> tuple[list[dict], dict]:  # fmt: skip
+    """Draw and read every cast in every way -> rows, {(cast, way, seed): [picture]}; `mark` goes before the seeds."""
+    rows, pictures = [], {}
+    for cast in casts:
+        kind = "concepts" if cast.actors[0].pictures else "words"
+        for way in ways:
+            drawings = draw(model, cast, way, n, seed, condition)
+            for i, found in enumerate(read(drawings, cast, scorer)):
+                row = {"kind": kind, "way": way, "concept": cast.name, "seed": f"{mark}{seed + i}"}
+                rows.append(row | {"subjects": len(cast.actors)} | found | {"prompt": cast.direct})
+                pictures[cast.name, way, row["seed"]] = [drawings[i]]
+    return rows, pictures
+
+
+def binding(
+    base: DiffusionModel,
+    folder=None,
+    data: Mapping[str, ConceptData] | None = None,
+    names: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    n: int = 3,
+    steps: int | None = None,
+    scorer: Scorer | str | None = None,
+    condition: Callable | None = None,
+    casts: Sequence[Cast] | None = None,
+) -> Study:
+    """Does each subject get its place, colour and attributes? Rows of the module's numbers, claims about the ways.
+
+    names       shipped concepts that are tuned (kept in `folder`, see `study.tuned`; `seeds` and `steps` are those of
+                tuning), fused and cast as well
+    n           pictures of each cast in each way, of the same picture seeds
+    condition   draws the spatial condition (`keypose(adapter)`); without one the posed ways are left out
+    casts       in the base's own words, by default `word_casts()`
+    """
+    scorer = load_scorer(scorer)
+    ways = ("drawn", *WAYS, *(POSED if condition else ()))
+    casts = word_casts() if casts is None else casts
+    rows, pictures = measure(base, casts, ways, n, SEED, scorer, condition)
+    for tuning_seed in seeds if names else ():
+        concepts = [tuned(base, data[name], "ed_lora", tuning_seed, folder, steps=steps) for name in names]
+        fused = gradient_fusion(base, concepts, progress=False)
+        drawings = measure(
+            fused, concept_casts(concepts, data), ways, n, SEED, scorer, condition, mark=f"{tuning_seed}/"
+        )
+        rows, pictures = rows + drawings[0], pictures | drawings[1]
+    study = Study("binding", rows, pictures=pictures)
+    claims(study, "words", "regions", "direct", ("present", "placed", "coloured", "own", "wearing"))
+    claims(study, "words", "regions, isolated", "regions", ("placed", "coloured", "own", "wearing"))
+    claims(study, "words", "direct + pose", "direct", ("present",))
+    claims(study, "words", "regions + pose", "direct + pose", ("own", "coloured", "wearing"))
+    claims(study, "words", "regions + pose", "regions", ("placed",))
+    claims(study, "concepts", "regions", "direct", ("own",))
+    means, in_place = summary(rows)
+    settings = {"tuned": list(names), "pictures": n, "prompts": [cast.direct for cast in casts]}
+    study.about = about(base, **settings, wanted=WANTED, two_each_in_its_place=in_place, means=means)
+    study.figure = gallery(rows, pictures, ways)
+    return study
+
+
+def claims(study: Study, kind: str, more: str, less: str, numbers: Sequence[str]) -> None:
+    """Record "`more` has a higher number than `less`" for each number that both ways have."""
+    for number in numbers:
+        rows = [row for row in study.rows if row["kind"] == kind and number in row]
+        if {more, less} <= {row["way"] for row in rows}:
+            found = difference(rows, "way", more, less, number)
+            study.claim(f"{kind}: more are {number} with {more} than with {less}", found)
+
+
+def summary(rows: Sequence[dict]) -> tuple[dict, dict]:
+    """Means, {"words, 2": {way: {number: mean}}}; of pairs in words, shares of all right with their errors, by way."""
+    means: dict = {}
+    for group in sorted({(row["kind"], row["subjects"]) for row in rows}, reverse=True):
+        own = [row for row in rows if (row["kind"], row["subjects"]) == group]
+        means[f"{group[0]}, {group[1]}"] = {
+            way: {
+                number: round(float(np.mean([r[number] for r in own if r["way"] == way])), 3)
+                for number in NUMBERS
+                if number in own[0]
+            }
+            for way in dict.fromkeys(row["way"] for row in own)
+        }
+    two = [row for row in rows if row["kind"] == "words" and row["subjects"] == 2]
+    ways = dict.fromkeys(row["way"] for row in two)
+    rights = ("all placed", "all own")
+    return means, {way: {k: rate([row[k] for row in two if row["way"] == way]) for k in rights} for way in ways}
+
+
+def table(means: Mapping[str, Mapping]) -> str:
+    """The means of `summary` as text, in percent."""
+    lines = []
+    for group, by_way in means.items():
+        numbers = list(next(iter(by_way.values())))
+        lines.append(f"{group + ' subjects':22}" + "".join(f"{number:>10}" for number in numbers))
+        lines += [f"  {way:20}" + "".join(f"{100 * v:9.0f}%" for v in found.values()) for way, found in by_way.items()]
+    return "\n".join(lines)
+
+
+def score(row: Mapping) -> float:
+    """How right a picture is: the mean of what is read of its subjects."""
+    return float(np.mean([row[number] for number in ("placed", "coloured", "own") if number in row]))
+
+
+def gallery(rows: Sequence[dict], pictures: Mapping, ways: Sequence[str], each: int = 3):
+    """The failures: a row per way, a column per prompt and seed, under each picture what was read -> Figure.
+
+    Columns are the `each` worst pictures of every way but the drawn one, so that no way shows its successes only.
+    """
+    from matplotlib.figure import Figure
+
+    columns: dict = {}
+    for way in ways:
+        own = sorted((r for r in rows if r["way"] == way != "drawn"), key=score)
+        fresh = [(r["concept"], r["seed"]) for r in own if (r["concept"], r["seed"]) not in columns]
+        columns |= dict.fromkeys(fresh[:each], way)
+    found = {(r["concept"], r["seed"], r["way"]): r for r in rows}
+    figure = Figure(figsize=(1.5 * len(columns) + 0.9, 1.72 * len(ways) + 0.75), layout="constrained")
+    axes = figure.subplots(len(ways), len(columns), squeeze=False)
+    for line, way in zip(axes, ways, strict=True):
+        for ax, (cast, seed) in zip(line, columns, strict=True):
+            row = found[cast, seed, way]
+            ax.imshow(pictures[cast, way, seed][0])
+            ax.set(xticks=[], yticks=[])
+            ax.set_xlabel(row["seen"].replace(" | ", "\n" if row["subjects"] > 2 else " | "), fontsize=6, labelpad=2)
+            good = score(row) == 1
+            for spine in ax.spines.values():
+                spine.set(color="#1f8059" if good else "#cf3644", linewidth=1.5)
+        line[0].set_ylabel(way, fontsize=8)
+    for ax, ((cast, seed), way) in zip(axes[0], columns.items(), strict=True):
+        prompt = found[cast, seed, way]["prompt"]
+        ax.set_title(textwrap.fill(prompt, 27), fontsize=5.5)
+    return figure
