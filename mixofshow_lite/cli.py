@@ -15,6 +15,13 @@ VERSIONED = (
     "numpy",
     "open_clip_torch",
 )
+FUSION_OPTIONS = ("solver", "ridge", "weights", "seed")
+FUSIONS = {  # method -> those options that it knows
+    "gradient": ("solver", "ridge", "weights", "seed"),
+    "weight": ("weights",),
+    "constrained": ("ridge",),
+    **dict.fromkeys(("ties", "dare_linear", "svd", "cat"), ("weights", "seed")),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,27 +130,51 @@ def run_convert(args) -> None:
 def _fuse(commands) -> None:
     c = commands.add_parser("fuse", help="fuse concept folders into one model")
     c.add_argument("concepts", nargs="+", type=Path, help="concept folders")
-    c.add_argument("--method", choices=("gradient", "weight"), default="gradient")
+    c.add_argument("--method", choices=FUSIONS, default="gradient", help="how; the last four are peft's own merges")
+    c.add_argument("--solver", choices=("closed_form", "lbfgs"), help="of gradient fusion (default: closed_form)")
+    c.add_argument("--ridge", type=_ridge, help="of gradient or constrained fusion: a number; gradient: also auto")
+    c.add_argument("--weights", type=_numbers, metavar="W1,W2,...", help="one a concept, in their order")
     c.add_argument("--out", type=Path, default=Path("out/fused"), help="diffusers folder to write")
     c.add_argument("--lora", type=Path, help="also write the update as one LoRA file (.safetensors)")
-    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--seed", type=int, help="of gradient fusion's recordings and of what dare_linear drops")
     _base(c)
     c.set_defaults(run=run_fuse)
 
 
+def _ridge(text: str) -> float | str:
+    return "auto" if text == "auto" else float(text)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
 def run_fuse(args) -> None:
-    from . import Concept, gradient_fusion, load_base, weight_fusion
+    from . import Concept, load_base
 
     base, concepts = load_base(args.base), [Concept.load(folder) for folder in args.concepts]
-    gradient = args.method == "gradient"
-    fused = gradient_fusion(base, concepts, seed=args.seed) if gradient else weight_fusion(base, concepts)
+    fused = fuse(base, concepts, args.method, {name: getattr(args, name) for name in FUSION_OPTIONS})
     print(fused.report)
     fused.save_pipeline(args.out)
     print(f"saved {args.out}; draw with: mixofshow sample --base {args.out} 'a {concepts[0].phrase}'")
     if args.lora:
-        from .fusion import to_lora
+        print(f"saved {fused.to_lora(args.lora)}")
 
-        print(f"saved {to_lora(fused, args.lora)}")
+
+def fuse(base, concepts: list, method: str, options: dict):
+    """One of FUSIONS with those of FUSION_OPTIONS that are not None; ValueError on one that the method has not."""
+    from . import constrained_fusion, gradient_fusion, peft_fusion, weight_fusion
+
+    given = {name: value for name, value in options.items() if value is not None}
+    useless = sorted(set(given) - set(FUSIONS[method]))
+    if useless:
+        raise ValueError(f"the method {method} has no {useless[0]}: leave out --{useless[0]}, or take another method")
+    if method != "gradient" and given.get("ridge") == "auto":
+        raise ValueError("--ridge auto is gradient fusion's: give a number")
+    own = {"gradient": gradient_fusion, "weight": weight_fusion, "constrained": constrained_fusion}
+    if method in own:
+        return own[method](base, concepts, **given)
+    return peft_fusion(base, concepts, method, **given)
 
 
 def _sample(commands) -> None:

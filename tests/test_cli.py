@@ -5,12 +5,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from test_demo import write_concept
+from tiny import make_concept
 from tiny_clip import build_clip
 
+import mixofshow_lite as mos
 from mixofshow_lite import Concept, cli
 from mixofshow_lite.cli import main, parse_region
+from mixofshow_lite.fusion import lora_state
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,45 @@ def test_tune_fuse_and_sample(tuned, tiny_folder, tmp_path):
     assert main([*one, "--out", str(tmp_path / "b")]) == 0
     assert main([*one, "--out", str(tmp_path / "c"), "--region", "0,0,0.5,1:a red cat"]) == 0
     assert pixels(tmp_path / "b") != pixels(tmp_path / "c")  # the region is seen
+
+
+FUSED = {  # command line -> the library's own call with the same two concepts
+    "gradient --ridge 0.1 --seed 5": lambda base, two: mos.gradient_fusion(base, two, ridge=0.1, seed=5),
+    "gradient --solver lbfgs --weights 2,1": lambda b, two: mos.gradient_fusion(b, two, "lbfgs", weights=[2, 1]),
+    "weight --weights 3,1": lambda base, two: mos.weight_fusion(base, two, weights=[3, 1]),
+    "constrained --ridge 0.01": lambda base, two: mos.constrained_fusion(base, two, ridge=0.01),
+    "ties": lambda base, two: mos.peft_fusion(base, two, "ties"),
+    "dare_linear --seed 4": lambda base, two: mos.peft_fusion(base, two, "dare_linear", seed=4),
+    "svd": lambda base, two: mos.peft_fusion(base, two, "svd"),
+    "cat --weights 1,0.5": lambda base, two: mos.peft_fusion(base, two, "cat", weights=[1, 0.5]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_way_to_fuse(tiny_base, tiny_folder, tmp_path):
+    """The file that each command writes holds the update of the library's call, and no two ways make the same one."""
+    two = [make_concept(tiny_base, name, seed) for seed, name in enumerate(("ruby", "jade"))]
+    for concept in two:  # a few layers of every stage: LBFGS takes its time
+        concept.lora = {net: dict(list(found.items())[::10]) for net, found in concept.lora.items()}
+    folders = [str(concept.save(tmp_path / concept.name)) for concept in two]
+    seen = set()
+    for words, call in FUSED.items():
+        file = tmp_path / "fused.safetensors"
+        how = ["fuse", *folders, "--base", str(tiny_folder), "--out", str(tmp_path / "out"), "--lora", str(file)]
+        assert main([*how, "--method", *words.split()]) == 0
+        written, wanted = load_file(file), lora_state(call(tiny_base, two))
+        assert written.keys() == wanted.keys()
+        for name, tensor in written.items():
+            torch.testing.assert_close(tensor, wanted[name].float(), msg=words)
+        seen.add(file.read_bytes())
+    assert len(seen) == len(FUSED) and {words.split()[0] for words in FUSED} == set(cli.FUSIONS)
+
+
+@pytest.mark.parametrize(("method", "option"), [("weight", "ridge"), ("cat", "solver"), ("constrained", "weights")])
+def test_an_option_without_effect_is_refused(method, option):
+    value = {"ridge": 0.1, "solver": "lbfgs", "weights": [1.0]}[option]
+    with pytest.raises(ValueError, match=f"{method} has no {option}"):
+        cli.fuse(None, [], method, {"seed": None, option: value})
 
 
 def test_a_region_is_read_never_evaluated():
