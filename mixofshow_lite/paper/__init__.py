@@ -4,7 +4,9 @@
 
 observations    3.3.1   Observations 1 and 2, the step from LoRA to ED-LoRA one ingredient at a time
 fusions         3.3.2   Observation 3: what each way to fuse keeps of an identity
-study           rows of measurements, paired differences, saved results
+everything              all of them in pieces of any length
+sweep                   how the pocket model's recipe numbers were chosen
+study                   rows of measurements, paired differences, saved results
 
 A verdict is an inequality between means of paired differences and its bootstrap interval over concepts and seeds; what
 does not show on a model is reported as not shown.
@@ -12,6 +14,6 @@ does not show on a model is reported as not shown.
 
 from .fusions import observation_3
 from .observations import ablation, observation_1, observation_2
-from .study import Study, difference
+from .study import Study, difference, saved, tuned
 
-__all__ = ["Study", "ablation", "difference", "observation_1", "observation_2", "observation_3"]
+__all__ = ["Study", "ablation", "difference", "observation_1", "observation_2", "observation_3", "saved", "tuned"]

@@ -1,4 +1,7 @@
-"""Measure a claim on the shipped base and save it: python -m mixofshow_lite.paper observation_2 --seeds 2"""
+"""Measure a claim on the shipped base and save it: python -m mixofshow_lite.paper observation_2 --seeds 2
+
+`all` runs every study, `sweep` the recorded sweep of a recipe's numbers; both go on where they stopped.
+"""
 
 import argparse
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 from ..base import load_base
 from ..data import ConceptData
 from ..resources import concepts_dir
-from . import ablation, observation_1, observation_2, observation_3
+from . import ablation, everything, observation_1, observation_2, observation_3, sweep
 
 MEASURES = {
     "observation_1": observation_1,
@@ -18,15 +21,19 @@ MEASURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="mixofshow_lite.paper", description=__doc__)
-    parser.add_argument("measure", choices=MEASURES)
+    parser.add_argument("measure", choices=[*MEASURES, "all", "sweep"])
     parser.add_argument("--base", default="pocket")
     parser.add_argument("--seeds", type=int, default=1, help="tuning runs per concept")
     parser.add_argument("--pictures", type=int, default=4, help="per tuned concept")
     parser.add_argument("--steps", type=int, help="of tuning (default: the recipe's own)")
     parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="folder that keeps the tuned concepts")
     parser.add_argument("--out", type=Path, default=Path("data/results"))
+    parser.add_argument("--minutes", type=float, help="of `all` and `sweep`: stop then, go on the next time")
+    parser.add_argument("--recipe", default="ed_lora", help="of `sweep`")
     args = parser.parse_args()
     data = {p.parent.name: ConceptData(p.parent) for p in sorted(concepts_dir().glob("*/metadata.jsonl"))}
+    if args.measure in ("all", "sweep"):
+        return longer(args, data)
     study = MEASURES[args.measure](
         load_base(args.base), args.work, data, seeds=range(args.seeds), n=args.pictures, steps=args.steps
     )
@@ -34,6 +41,21 @@ def main() -> None:
         print(f"{found}  {words}")
     print(study.verdict())
     print(study.save(args.out))
+
+
+def longer(args: argparse.Namespace, data: dict[str, ConceptData]) -> None:
+    """`all` and `sweep`."""
+    base, places = load_base(args.base), (args.work, args.out)
+    if args.measure == "all":
+        options = {"minutes": args.minutes, "seeds": args.seeds, "n": args.pictures, "steps": args.steps}
+        left = everything.run(base, data, *places, **options)
+        print(f"still to do: {', '.join(left)}" if left else "everything is measured")
+        return
+    options = {"recipe": args.recipe, "seeds": range(args.seeds), "n": args.pictures, "minutes": args.minutes}
+    rows = sweep.sweep(base, data, *places, **options)
+    for trial, (identity, follows) in sweep.summary(rows).items():
+        print(f"{trial:20} identity {identity:.3f}  follows {follows:.2f}")
+    print(f"best so far: {sweep.best(rows)}")
 
 
 if __name__ == "__main__":

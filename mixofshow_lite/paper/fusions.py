@@ -69,7 +69,12 @@ def observation_3(
                 row = {"way": way, "concept": name, "seed": seed, "single": single, "fused": together}
                 row |= {"kept": together - single}
                 rows.append(row | {"identified": identified(scorer.image_features(after), references, name)})
-    study = Study("observation_3", rows, pictures=pictures, about=about(base, prompts=list(prompts), seeds=list(seeds)))
+    study = Study(
+        "observation_3",
+        rows,
+        pictures=pictures,
+        about=about(base, prompts=list(prompts), seeds=list(seeds), pictures=n),
+    )
     averaged, gradient = "ED-LoRA, weight", "ED-LoRA, gradient"
     if {averaged, gradient} <= set(ways):
         found = difference(rows, "way", gradient, averaged, "fused")

@@ -59,7 +59,12 @@ def observation_1(
                     pictures.setdefault((name, recipe), drawn)
                     value = float(image_scores(drawn, data[name].pictures, scorer).mean())
                     rows.append({"domain": domain, "concept": name, "recipe": recipe, "seed": seed, "value": value})
-    study = Study("observation_1", rows, pictures=pictures, about=about(base, recipes=list(recipes), seeds=list(seeds)))
+    study = Study(
+        "observation_1",
+        rows,
+        pictures=pictures,
+        about=about(base, recipes=list(recipes), seeds=list(seeds), pictures=n),
+    )
     best = [row | {"recipe": "embedding"} for row in rows if row["recipe"] in EMBEDDINGS] + rows
     for domain in domains:
         own = [row for row in best if row["domain"] == domain]
@@ -102,7 +107,12 @@ def observation_2(
                     own = {"recipe": recipe, "alpha": alpha, "setting": f"{recipe} {alpha:g}", "seed": seed}
                     rows.append(own | {"concept": name, "value": identified(features[name], references, name),
                                        "apart": apart(features, name)})  # fmt: skip
-    study = Study("observation_2", rows, pictures=pictures, about=about(base, recipes=list(recipes), seeds=list(seeds)))
+    study = Study(
+        "observation_2",
+        rows,
+        pictures=pictures,
+        about=about(base, recipes=list(recipes), seeds=list(seeds), pictures=n),
+    )
     if {"lora", "ed_lora"} <= set(recipes) and 0.0 in alphas:
         for value, words in (("value", "identified more often"), ("apart", "farther apart")):
             found = difference(rows, "setting", "ed_lora 0", "lora 0", value)
@@ -132,6 +142,13 @@ STAIRS = {  # from LoRA to ED-LoRA, one ingredient at a time
 }
 
 
+def stair_label(label: str, recipe: Recipe) -> str:
+    """The label of a stair's tuned concepts: the recipe's name where it is one of RECIPES, which others tune too."""
+    if recipe == RECIPES.get(recipe.name):
+        return recipe.name
+    return "stair_" + label.strip("+ ").split(" (")[0].replace(" ", "_")
+
+
 def ablation(
     base: DiffusionModel,
     folder,
@@ -149,8 +166,7 @@ def ablation(
     for label, recipe in stairs.items():
         for seed in seeds:
             for name in names:
-                slug = label.strip("+ ").split(" (")[0].replace(" ", "_")
-                concept = tuned(base, data[name], recipe, seed, folder, label=f"stair_{slug}", steps=steps)
+                concept = tuned(base, data[name], recipe, seed, folder, label=stair_label(label, recipe), steps=steps)
                 row = {"stair": label, "concept": name, "seed": seed}
                 for alpha in (0.0, 1.0):
                     drawn = draw(base.with_concept(concept, alpha), concept, n)
@@ -158,7 +174,7 @@ def ablation(
                     row[f"alignment_{alpha:g}"] = float(image_scores(drawn, data[name].pictures, scorer).mean())
                     row[f"identified_{alpha:g}"] = identified(scorer.image_features(drawn), references, name)
                 rows.append(row)
-    study = Study("ablation", rows, pictures=pictures, about=about(base, seeds=list(seeds)))
+    study = Study("ablation", rows, pictures=pictures, about=about(base, seeds=list(seeds), pictures=n))
     for less, more in zip(stairs, list(stairs)[1:], strict=False):
         words = f"{more}: the words alone (LoRA weight 0) look more like the concept than with {less}"
         study.claim(words, difference(rows, "stair", more, less, "alignment_0"))

@@ -8,11 +8,12 @@ a bootstrap over concepts first and their rows second, since the seeds of one co
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..base import DiffusionModel
 from ..concept import Concept
@@ -77,6 +78,54 @@ class Study:
             self.figure.savefig(folder / f"{self.name}.png", dpi=110)
         return folder / f"{self.name}.json"
 
+    @classmethod
+    def load(cls, folder: str | Path, name: str) -> "Study":
+        """What `save` wrote: rows, claims, `about`; `figure` is a PIL picture (or None), `pictures` stay empty.
+
+        Raises FileNotFoundError when <name>.json or <name>.csv is not there, ValueError when one of them is damaged.
+        """
+        folder = Path(folder)
+        try:
+            saved = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            with open(folder / f"{name}.csv", newline="", encoding="utf-8") as stream:
+                rows = [{k: number(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+            verdicts = {words: bool(claim.pop("shown")) for words, claim in saved["claims"].items()}
+            differences = {words: Difference(**claim) for words, claim in saved["claims"].items()}
+            study = cls(saved["name"], rows, verdicts, differences, about=saved["about"])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{folder} holds no result {name!r}: measure it with `python -m mixofshow_lite.paper {name}`."
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"The result {name!r} in {folder} is damaged ({error!r}): measure it again.") from error
+        if (folder / f"{name}.png").is_file():
+            with Image.open(folder / f"{name}.png") as picture:
+                study.figure = picture.convert("RGB")
+        return study
+
+
+def number(text: str) -> int | float | str:
+    """A csv cell as it was before: a number where it reads as one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def saved(folder: str | Path, name: str, base: DiffusionModel) -> Study | None:
+    """The saved study, if it was measured on this very base; else None, after a line that says what to run."""
+    try:
+        study = Study.load(folder, name)
+    except FileNotFoundError:
+        study = None
+    if study is not None and study.about.get("fingerprint") == base.fingerprint:
+        return study
+    why = "has not been measured on" if study is None else "was measured on other weights than those of"
+    print(f"{name} {why} this {base.base_id}: python -m mixofshow_lite.paper {name}")
+    return None
+
 
 def difference(
     rows: Sequence[dict], key: str, more: str, less: str, value: str = "value", rounds: int = 2000, seed: int = 0
@@ -113,14 +162,26 @@ def tuned(
     label: str | None = None,
     steps: int | None = None,
     progress: bool = True,
+    callback: Callable[[dict], None] | None = None,
 ) -> Concept:
-    """The concept from `folder`/<name>-<label>-<seed>, tuned on this base and kept there if it is not yet."""
+    """The concept from `folder`/<name>-<label>-<seed>, tuned on this base and kept there if it is not yet.
+
+    An interrupted tuning goes on. `label` is the recipe's name by default; give changed recipes their own.
+    """
     label = label or (recipe if isinstance(recipe, str) else recipe.name)
     place = Path(folder) / f"{data.name}-{label}-{seed}"
-    if (place / "concept.json").is_file():
-        concept = Concept.load(place)
-        if concept.fingerprint == base.fingerprint:
-            return concept
-    concept = tune(base, data, recipe, seed=seed, steps=steps, progress=progress)
+    if concept := kept(place, base):
+        return concept
+    checkpoint = place.with_name(f".{place.name}.pt")
+    options = {"progress": progress, "callback": callback, "checkpoint": checkpoint}
+    concept = tune(base, data, recipe, seed=seed, steps=steps, **options)
     concept.save(place)
     return concept
+
+
+def kept(place: str | Path, base: DiffusionModel) -> Concept | None:
+    """The concept in a folder, if there is one and it was tuned on this base."""
+    if not (Path(place) / "concept.json").is_file():
+        return None
+    concept = Concept.load(place)
+    return concept if concept.fingerprint == base.fingerprint else None

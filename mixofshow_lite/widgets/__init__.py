@@ -2,13 +2,22 @@
 
     RegionCanvas     paint regions (paper 3.4) and sample with them     needs the extra [lab]
     render_regions   the same regions as a picture                      needs nothing
+    AlphaSlider      a concept's pictures at any LoRA weight (Fig. 3)   ipywidgets, or a static strip
+    Playground       fusions of a few concepts (3.2, 3.3.2)             ipywidgets, or a static picture
+    FrameSlider      a slider over pictures that are drawn already      ipywidgets, or a static picture
 
 Names are imported when first used, so that drawing regions does not ask for anywidget.
 """
 
 from importlib import import_module
 
-_HOME = {"RegionCanvas": "canvas", "render_regions": "drawing"}
+_HOME = {
+    "RegionCanvas": "canvas",
+    "render_regions": "drawing",
+    "AlphaSlider": "alpha_slider",
+    "Playground": "playground",
+    "FrameSlider": "panel",
+}
 __all__ = list(_HOME)
 
 
