@@ -70,12 +70,12 @@ def test_frames_that_make_no_sense_are_refused():
 
 
 def shown(slider):
-    return np.asarray(Image.open(io.BytesIO(slider.widget().children[1].value)))
+    return np.asarray(Image.open(io.BytesIO(slider.widget.children[1].value)))
 
 
 def test_moving_the_slider_changes_the_picture():
     slider = AlphaSlider(toy_frames())
-    handle = slider.widget().children[0]
+    handle = slider.widget.children[0]
     assert [value for _, value in handle.options] == [0.0, 0.35, 1.0] and handle.value == slider.alpha == 0.0
     handle.value = 1.0  # what the front end does
     assert slider.alpha == 1.0

@@ -8,7 +8,6 @@
 Nothing is drawn while the slider moves, so that it answers at once.
 """
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..base import DiffusionModel
 from ..concept import Concept
+from .panel import Panel
 from .sampling import to_bytes
 
 Frames = Mapping[float, Mapping[str, Image.Image]]  # alpha -> label -> picture
@@ -56,7 +56,7 @@ def render(frames: Frames, alpha: float) -> Image.Image:
     frames = checked(frames)
     if not math.isfinite(alpha):
         raise ValueError(f"alpha={alpha} is no LoRA weight: give a number, 0 for the words alone, 1 for the concept.")
-    alpha = min(frames, key=lambda known: (abs(known - alpha), known))
+    alpha = nearest(frames, alpha)
     row = labelled(frames[alpha])
     whole = Image.new("RGB", (row.width, row.height + DIAL), PAPER)
     whole.paste(row)
@@ -73,6 +73,11 @@ def render(frames: Frames, alpha: float) -> Image.Image:
         draw.ellipse((x(known) - r, y - r, x(known) + r, y + r), fill=MARK if chosen else FAINT)
         draw.text((x(known), y + 8), f"{known:g}", fill=INK, font=font, anchor="ma")
     return whole
+
+
+def nearest(frames: Frames, alpha: float) -> float:
+    """The frames' alpha that is nearest; of two, the lower."""
+    return min(frames, key=lambda known: (abs(known - alpha), known))
 
 
 def strip(frames: Frames) -> Image.Image:
@@ -114,7 +119,7 @@ def checked(frames: Frames) -> dict[float, Mapping[str, Image.Image]]:
     return {alpha: frames[alpha] for alpha in sorted(frames)}
 
 
-class AlphaSlider:
+class AlphaSlider(Panel):
     """A slider over frames: leave it as the last line of a cell.
 
         slider = AlphaSlider(alpha_frames(base, concepts))
@@ -126,7 +131,6 @@ class AlphaSlider:
 
     def __init__(self, frames: Frames, alpha: float = 0.0):
         self.frames = checked(frames)
-        self._box = self._slider = None
         self.alpha = alpha
 
     @property
@@ -136,38 +140,24 @@ class AlphaSlider:
 
     @alpha.setter
     def alpha(self, value: float) -> None:
-        self._picture = render(self.frames, value)
-        self._alpha = min(self.frames, key=lambda known: (abs(known - value), known))
-        if self._box is not None:
-            self._slider.value, self._box.children[1].value = self._alpha, to_bytes(self._picture)
+        self.picture = render(self.frames, value)
+        self._alpha = nearest(self.frames, value)
+        if self._view is not None:
+            slider, image = self._view.children
+            slider.value, image.value = self._alpha, to_bytes(self.picture)
 
-    @property
-    def picture(self) -> Image.Image:
-        """What is shown now."""
-        return self._picture
+    def figure(self) -> Image.Image:
+        """The static picture: every frame."""
+        return strip(self.frames)
 
-    def widget(self):
-        """The ipywidgets box, a slider over a picture; always the same one. Raises ImportError without ipywidgets."""
-        if self._box is None:
-            import ipywidgets
+    def build(self):
+        import ipywidgets
 
-            options = [(f"{alpha:g}", alpha) for alpha in self.frames]
-            self._slider = ipywidgets.SelectionSlider(options=options, value=self.alpha, description="LoRA weight")
-            image = ipywidgets.Image(value=to_bytes(self._picture), format="png")
-            self._slider.observe(lambda change: setattr(self, "alpha", change["new"]), names="value")
-            self._box = ipywidgets.VBox([self._slider, image])
-        return self._box
+        options = [(f"{alpha:g}", alpha) for alpha in self.frames]
+        slider = ipywidgets.SelectionSlider(options=options, value=self.alpha, description="LoRA weight")
+        slider.observe(lambda change: setattr(self, "alpha", change["new"]), names="value")
+        return ipywidgets.VBox([slider, ipywidgets.Image(value=to_bytes(self.picture), format="png")])
 
     def __repr__(self) -> str:
         labels = ", ".join(next(iter(self.frames.values())))
         return f"AlphaSlider({labels}; alpha {', '.join(f'{alpha:g}' for alpha in self.frames)})"
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        """The widget and the strip: a front end takes the richest it can show."""
-        bundle = {"text/plain": repr(self), "image/png": base64.b64encode(to_bytes(strip(self.frames))).decode()}
-        try:
-            view = {"version_major": 2, "version_minor": 0, "model_id": self.widget().model_id}
-            bundle["application/vnd.jupyter.widget-view+json"] = view
-        except ImportError:
-            pass
-        return bundle
