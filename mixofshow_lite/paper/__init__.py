@@ -4,6 +4,7 @@
 
 observations    3.3.1   Observations 1 and 2, the step from LoRA to ED-LoRA one ingredient at a time
 fusions         3.3.2   Observation 3: what each way to fuse keeps of an identity
+binding         3.4     what regions do for two and three subjects with attributes
 everything              all of them in pieces of any length
 sweep                   how the pocket model's recipe numbers were chosen
 study                   rows of measurements, paired differences, saved results

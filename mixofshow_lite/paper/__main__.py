@@ -10,12 +10,14 @@ from ..base import load_base
 from ..data import ConceptData
 from ..resources import concepts_dir
 from . import ablation, everything, observation_1, observation_2, observation_3, sweep
+from .binding import binding
 
 MEASURES = {
     "observation_1": observation_1,
     "observation_2": observation_2,
     "observation_3": observation_3,
     "ablation": ablation,
+    "binding": binding,
 }
 
 
@@ -24,7 +26,7 @@ def main() -> None:
     parser.add_argument("measure", choices=[*MEASURES, "all", "sweep"])
     parser.add_argument("--base", default="pocket")
     parser.add_argument("--seeds", type=int, default=1, help="tuning runs per concept")
-    parser.add_argument("--pictures", type=int, default=4, help="per tuned concept")
+    parser.add_argument("--pictures", type=int, default=4, help="per tuned concept; of `binding`, per prompt")
     parser.add_argument("--steps", type=int, help="of tuning (default: the recipe's own)")
     parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="folder that keeps the tuned concepts")
     parser.add_argument("--out", type=Path, default=Path("data/results"))

@@ -167,7 +167,7 @@ def binding(
     claims(study, "words", "regions + pose", "regions", ("placed",))
     claims(study, "concepts", "regions", "direct", ("own",))
     means, in_place = summary(rows)
-    settings = {"tuned": list(names), "pictures": n, "prompts": [cast.direct for cast in casts]}
+    settings = {"tuned": list(names), "seeds": list(seeds), "pictures": n, "prompts": [cast.direct for cast in casts]}
     study.about = about(base, **settings, wanted=WANTED, two_each_in_its_place=in_place, means=means)
     study.figure = gallery(rows, pictures, ways)
     return study
