@@ -276,3 +276,37 @@ def test_the_best_trial_must_still_follow():
     assert sweep.best(rows) == "good"  # the others lack a concept
     assert sweep.best([row("base", 0.5, 0.8), row("overfitted", 0.9, 0.3)]) is None
     assert sweep.summary(rows)["good"] == pytest.approx((0.45, 0.775))
+
+
+# ---- the commands ----
+
+
+def command(monkeypatch, *arguments):
+    """`python -m mixofshow_lite.paper ...` with a base that is only a name."""
+    from mixofshow_lite.paper import __main__ as shell
+
+    monkeypatch.setattr(shell, "load_base", lambda name: name)
+    monkeypatch.setattr("sys.argv", ["paper", *arguments])
+    shell.main()
+
+
+def test_all_from_the_shell(monkeypatch, capsys):
+    asked = {}
+
+    def run(base, data, work, out, **options):
+        asked.update(options, base=base, work=work, data=data)
+        return ["ablation"]
+
+    monkeypatch.setattr(everything, "run", run)
+    command(monkeypatch, "all", "--minutes", "7.5", "--seeds", "2", "--work", "runs/here")
+    assert (asked["minutes"], asked["seeds"], asked["n"], asked["steps"]) == (7.5, 2, 4, None)
+    assert asked["base"] == "pocket" and str(asked["work"]) == "runs/here"
+    assert {name for job in everything.JOBS.values() for name, _, _ in job.tunings} <= set(asked["data"])
+    assert "still to do: ablation" in capsys.readouterr().out
+
+
+def test_the_sweep_from_the_shell(monkeypatch, capsys):
+    row = {"trial": "default", "identity": 0.8, "follows": 0.5}
+    monkeypatch.setattr(sweep, "sweep", lambda *a, recipe, **k: [row | {"trial": "base"}, row | {"recipe": recipe}])
+    command(monkeypatch, "sweep", "--recipe", "lora")
+    assert capsys.readouterr().out.splitlines()[-1] == "best so far: default"
