@@ -175,7 +175,7 @@ class Painter:
         self.asked = []
 
     def sample(self, prompt, n, seed, progress, regions=None, isolate=False, spatial=None):
-        self.asked.append((prompt, seed, isolate, spatial, None if regions is None else len(regions)))
+        self.asked.append((prompt, seed, isolate, spatial, regions and [region.start for region in regions]))
         cast = next(c for c in (PAIR, TRIPLE) if prompt in (c.direct, c.together))
         looks = (CAT, ROBOT, FROG)[: len(cast.actors)]
         return [beside(*(looks if regions else looks[::-1]))] * n
@@ -200,10 +200,11 @@ def test_the_study_from_end_to_end(tmp_path):
     pair = [asked for asked in model.asked if asked[0] in (PAIR.direct, PAIR.together)]
     assert [(p == PAIR.direct, isolate, spatial, regions) for p, _, isolate, spatial, regions in pair] == [
         (True, False, None, None),
-        (False, False, None, 2),
-        (False, True, None, 2),
+        (False, False, None, [0, 0]),
+        (False, True, None, [0, 0]),
+        (False, False, None, [study.LATER] * 2),
         (True, False, ["cat", "robot"], None),
-        (False, False, ["cat", "robot"], 2),
+        (False, False, ["cat", "robot"], [0, 0]),
     ]
     found.save(tmp_path)
     assert (tmp_path / "binding.png").stat().st_size > 1000

@@ -51,11 +51,12 @@ class Cast:
         """The prompt for the whole picture where regions say the rest."""
         return f"{COUNTS[len(self.actors)][0]} {self.place}"
 
-    def regions(self) -> list[Region]:
+    def regions(self, start: float = 0.0) -> list[Region]:
         """Columns of equal width, each with its subject's prompt and the place, as in the paper."""
         n = len(self.actors)
         boxes = [(i / n, TOP, (i + 1) / n, 1.0) for i in range(n)]
-        return [Region(f"{a.text} {self.place}", box=box) for a, box in zip(self.actors, boxes, strict=True)]
+        prompts = [f"{actor.text} {self.place}" for actor in self.actors]
+        return [Region(prompt, box=box, start=start) for prompt, box in zip(prompts, boxes, strict=True)]
 
 
 def word_casts(pairs: int = 8, triples: int = 4, seed: int = 0) -> list[Cast]:
@@ -72,7 +73,7 @@ def word_casts(pairs: int = 8, triples: int = 4, seed: int = 0) -> list[Cast]:
             worn = [(item, tint, world.sample_colour(rng, tint))]
             subjects.append(replace(world.sample_subject(rng, cls, colour), accessories=worn))
         actors = tuple(Actor(full_name(s, wear=True), s) for s in subjects)
-        casts.append(Cast(f"{len(casts):02d}", actors, scene))
+        casts.append(Cast(f"prompt {len(casts)}", actors, scene))
     return casts
 
 
