@@ -107,7 +107,7 @@ def render(
         if frame is not None and name in frame.pictures:
             _row(canvas, frame.pictures[name], second, top)
             if name in alone.scores and name in frame.scores:
-                draw.text((6, top + SIDE / 2 + 3), f"{alone.scores[name]:.3f} > {frame.scores[name]:.3f}", INK, small)
+                draw.text((6, top + SIDE / 2 + 3), f"{alone.scores[name]:.3f} -> {frame.scores[name]:.3f}", INK, small)
             continue
         absent = choice is None or name not in dict(choice.members)
         draw.rectangle((second, top, second + block - GAP - 1, top + SIDE - 1), fill=PAPER)
