@@ -203,6 +203,7 @@ def test_the_study_from_end_to_end(tmp_path):
         (False, False, None, [0, 0]),
         (False, True, None, [0, 0]),
         (False, False, None, [study.LATER] * 2),
+        (False, True, None, [study.LATER] * 2),
         (True, False, ["cat", "robot"], None),
         (False, False, ["cat", "robot"], [0, 0]),
     ]

@@ -1,12 +1,13 @@
 """Do regions fix binding (paper 3.4, Fig. 5, 6 b, 7 c)? Two and three subjects with attributes, drawn in several ways.
 
-    way                    here
-    direct                 one prompt names everyone from left to right
-    regions                a prompt for all ("two friends on the beach") and one for each box
-    regions, isolated      the same, and self-attention between the boxes is cut
-    regions, later         the prompt for all alone for a fifth of the steps, which decides where bodies are
-    ... + pose             the first two with a spatial condition that is laid out from the boxes
-    drawn                  the world's own pictures: what the reader can tell at best
+    way                      here
+    direct                   one prompt names everyone from left to right
+    regions                  a prompt for all ("two friends on the beach") and one for each box
+    regions, isolated        the same, and self-attention between the boxes is cut
+    regions, later           the prompt for all alone for a fifth of the steps, which decides where bodies are
+    regions, later, isolated both
+    ... + pose               the first two with a spatial condition that is laid out from the boxes
+    drawn                    the world's own pictures: what the reader can tell at best
 
 Pocket CLIP reads every box, cropped, of every picture:
 
@@ -42,7 +43,7 @@ from .casts import Cast, concept_casts, drawn, word_casts
 from .observations import about
 from .study import Study, difference, tuned
 
-WAYS = ("direct", "regions", "regions, isolated", "regions, later")
+WAYS = ("direct", "regions", "regions, isolated", "regions, later", "regions, later, isolated")
 POSED = ("direct + pose", "regions + pose")
 NUMBERS = ("present", "placed", "coloured", "wearing", "own", "all placed", "all own")
 SEED = 200  # of the first picture
@@ -165,6 +166,7 @@ def binding(
     claims(study, "words", "regions", "direct", ("present", "placed", "coloured", "own", "wearing"))
     claims(study, "words", "regions, isolated", "regions", ("placed", "coloured", "own", "wearing"))
     claims(study, "words", "regions, later", "regions", ("present", "placed", "own"))
+    claims(study, "words", "regions, later, isolated", "regions", ("placed", "own"))
     claims(study, "words", "direct + pose", "direct", ("present",))
     claims(study, "words", "regions + pose", "direct + pose", ("own", "coloured", "wearing"))
     claims(study, "words", "regions + pose", "regions", ("placed",))
@@ -209,8 +211,8 @@ def table(means: Mapping[str, Mapping]) -> str:
     lines = []
     for group, by_way in means.items():
         numbers = list(next(iter(by_way.values())))
-        lines.append(f"{group + ' subjects':22}" + "".join(f"{number:>12}" for number in numbers))
-        lines += [f"  {way:20}" + "".join(f"{100 * v:11.0f}%" for v in found.values()) for way, found in by_way.items()]
+        lines.append(f"{group + ' subjects':27}" + "".join(f"{number:>12}" for number in numbers))
+        lines += [f"  {way:25}" + "".join(f"{100 * v:11.0f}%" for v in found.values()) for way, found in by_way.items()]
     return "\n".join(lines)
 
 
