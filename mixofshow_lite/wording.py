@@ -5,6 +5,8 @@ V, V+    rows      word -> (1, D) or (L, D), trainable
 c        context   (b, L, N, D)
 """
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
@@ -24,17 +26,18 @@ def init_rows(
     base: DiffusionModel, recipe: Recipe, words: tuple[str, ...], class_word: str, seed: int
 ) -> dict[str, nn.Parameter]:
     """The trainable rows, word -> (L, D) or (1, D): "rand" draws with the spread of the model's own embeddings, "class"
-    copies the class word's (the mean of its tokens); every layer starts from the same row.
+    copies the class word's (the mean of its tokens); every layer starts from the same row. A random row depends on the
+    seed and on the word: two clients who both take seed 0 must not start from one identity.
     """
     table = base.text_encoder.get_input_embeddings().weight.detach().float()
     tokens = base.tokenizer(class_word, add_special_tokens=False).input_ids
-    generator = torch.Generator().manual_seed(seed)
-    starts = {
-        "class": table[tokens].mean(dim=0),
-        "rand": torch.randn(table.shape[1], generator=generator).to(table.device) * spread(base),
-    }
-    copies = len(base.layers) if recipe.layerwise else 1
-    return {word: nn.Parameter(starts[kind].repeat(copies, 1)) for word, kind in zip(words, recipe.init, strict=True)}
+    copies, rows = len(base.layers) if recipe.layerwise else 1, {}
+    for word, kind in zip(words, recipe.init, strict=True):
+        digest = hashlib.sha256(f"{seed} {word}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        draw = torch.randn(table.shape[1], generator=generator).to(table.device) * spread(base)
+        rows[word] = nn.Parameter((draw if kind == "rand" else table[tokens].mean(dim=0)).repeat(copies, 1))
+    return rows
 
 
 class Reader:

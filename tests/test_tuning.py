@@ -239,6 +239,10 @@ def test_rows_start_from_the_models_own_embeddings(tiny_base):
     assert torch.equal(rows["<a2>"], table[token].expand(16, -1))
     assert torch.equal(rows["<a1>"], rows["<a1>"][:1].expand(16, -1))
     assert 0.5 < rows["<a1>"][0].std() / table.std() < 1.5
+    again, other = (
+        wording.init_rows(tiny_base, RECIPES["ed_lora"], (w, "<a2>"), "rabbit", seed=0) for w in ("<a1>", "<b1>")
+    )
+    assert torch.equal(again["<a1>"], rows["<a1>"]) and not torch.allclose(other["<b1>"], rows["<a1>"])
     one = wording.init_rows(tiny_base, RECIPES["textual_inversion"], ("<a1>",), "red cat", seed=0)["<a1>"]
     both = tiny_base.tokenizer("red cat", add_special_tokens=False).input_ids
     assert torch.allclose(one, table[both].mean(0, keepdim=True))
