@@ -62,4 +62,4 @@ pretrain: $(VENV)/.run
 
 # Runs every notebook in place, so that its committed outputs are fresh.
 notebooks: $(VENV)/.lab
-	$(if $(NOTEBOOKS),$(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS),@echo "there are no notebooks yet")
+	$(BIN)/python .ci/notebooks.py $(NOTEBOOKS)

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from PIL import Image
 
 from . import exercises
 from .base import DiffusionModel, load_base
+from .concept import slug
+from .evaluation import Scorer, load_scorer
 from .resources import concepts_dir, data_dir
 
 
@@ -34,8 +37,13 @@ class Kit:
     steps: int  # denoising steps of a picture
     size: int  # of a picture, in pixels
     concepts: Path  # folder of the shipped concepts, drawn at that size
-    tuned: Path  # folder of concepts that were tuned on the shipped pocket model (Concept.load(kit.tuned / "bibi"))
+    tuned: Path  # folder of tuned concepts: on Pocket Diffusion the shipped ones, else where notebooks keep theirs
     results: Path  # folder of the saved results that long cells fall back to
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The CLIP that reads this base's pictures (4.1); loaded when it is first asked for."""
+        return load_scorer("pocket" if self.base.base_id.startswith("pocket") else "sd15")
 
     def __repr__(self) -> str:
         return f"Kit({self.base.base_id}, {self.size} px, {self.steps} steps, {self.base.device})"
@@ -55,7 +63,9 @@ def setup(base: str | None = None) -> Kit:
                          "axes.titlesize": 10, "font.size": 9, "figure.constrained_layout.use": True})  # fmt: skip
     model = load_base(base)
     size = model.size[0]
-    kit = Kit(model, 25, size, concepts_at(size), data_dir() / "tuned", data_dir() / "results")
+    own = model.base_id.startswith("pocket")
+    tuned = data_dir() / "tuned" if own else Path("out") / f"tuned-{slug(model.base_id)}"
+    kit = Kit(model, 25, size, concepts_at(size), tuned, data_dir() / "results")
     where = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{model.base_id}: {size} px pictures, {len(model.layers)} cross-attention layers, on {where}")
     print(f"torch {torch.__version__.split('+')[0]}, Python {sys.version_info.major}.{sys.version_info.minor}")

@@ -7,6 +7,7 @@ A folder may hold, beside diffusers' own files:
     new_concept_cfg.json  concept words and their per-layer tokens, the format of the official fused models
 """
 
+import copy
 import hashlib
 import json
 import warnings
@@ -207,7 +208,9 @@ def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
             ids = tokenizer.convert_tokens_to_ids([word, *names])
             rows += zip(ids, [table.mean(dim=0), *table], strict=True)
             listing[word] = {"concept_token_ids": ids[1:], "concept_token_names": names}
-        if rows:
+        if rows:  # in a table of its own: resizing works in place, and `model` shares its weights with the copy
+            own = copy.deepcopy(pipeline.text_encoder.get_input_embeddings())
+            pipeline.text_encoder.set_input_embeddings(own)
             pipeline.text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             weight = pipeline.text_encoder.get_input_embeddings().weight.data
             for token, row in rows:

@@ -80,6 +80,9 @@ def test_prompts_name_everyone_from_left_to_right():
         "a red cat wearing a blue hat in the snow",
         "a blue robot wearing a pink scarf in the snow",
     ]
+    friends = [cast.regions(friends=True)[-1].prompt for cast in (PAIR, TRIPLE)]
+    assert friends[0] == "a blue robot wearing a pink scarf and a friend in the snow"
+    assert friends[1] == "a green frog wearing a red bow and two friends on the beach"
     for cast in (PAIR, TRIPLE):
         boxes = [r.box for r in cast.regions()]
         assert boxes[0][0] == 0 and boxes[-1][2] == 1
@@ -175,7 +178,8 @@ class Painter:
         self.asked = []
 
     def sample(self, prompt, n, seed, progress, regions=None, isolate=False, spatial=None):
-        self.asked.append((prompt, seed, isolate, spatial, regions and [region.start for region in regions]))
+        asked = regions and [(region.start, " friend" in region.prompt) for region in regions]
+        self.asked.append((prompt, seed, isolate, spatial, asked))
         cast = next(c for c in (PAIR, TRIPLE) if prompt in (c.direct, c.together))
         looks = (CAT, ROBOT, FROG)[: len(cast.actors)]
         return [beside(*(looks if regions else looks[::-1]))] * n
@@ -200,12 +204,13 @@ def test_the_study_from_end_to_end(tmp_path):
     pair = [asked for asked in model.asked if asked[0] in (PAIR.direct, PAIR.together)]
     assert [(p == PAIR.direct, isolate, spatial, regions) for p, _, isolate, spatial, regions in pair] == [
         (True, False, None, None),
-        (False, False, None, [0, 0]),
-        (False, True, None, [0, 0]),
-        (False, False, None, [study.LATER] * 2),
-        (False, True, None, [study.LATER] * 2),
+        (False, False, None, [(0, False)] * 2),
+        (False, False, None, [(0, True)] * 2),
+        (False, True, None, [(0, False)] * 2),
+        (False, False, None, [(study.LATER, False)] * 2),
+        (False, True, None, [(study.LATER, False)] * 2),
         (True, False, ["cat", "robot"], None),
-        (False, False, ["cat", "robot"], [0, 0]),
+        (False, False, ["cat", "robot"], [(0, False)] * 2),
     ]
     found.save(tmp_path)
     assert (tmp_path / "binding.png").stat().st_size > 1000

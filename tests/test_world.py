@@ -365,18 +365,20 @@ def is_true(text, picture):
                 return False
     if any(words and words in text and light != picture.light for light, words in TIMES.items()):
         return False
-    counted = [n for n, phrases in COUNTS.items() if n > 1 and any(p in text for p in phrases)]
-    if counted and (counted != [len(picture.subjects)] or not all(s.is_character for s in picture.subjects)):
-        return False
     mentions = list(MENTION.finditer(text))
+    friends = sum(n for n, phrases in COUNTS.items() if any(p in text for p in phrases))
+    if friends and friends + len(mentions) != len(picture.subjects):
+        return False
+    if friends and not all(s.is_character for s in picture.subjects):
+        return False
     return any(
-        all(fits(m, s) for m, s in zip(mentions, who, strict=True)) and stands(text, who)
-        for who in itertools.permutations(picture.subjects, len(mentions))
+        all(fits(m, s) for m, s in zip(mentions, who, strict=False)) and stands(text, who)
+        for who in itertools.permutations(picture.subjects, len(mentions) + (friends and 1))
     )
 
 
 def stands(text, who):
-    """Whether the relation told of two subjects holds."""
+    """Whether the relation told of two subjects holds; a friend comes after who is named."""
     if " to the left of " in text:
         return who[0].x < who[1].x
     if " to the right of " in text:
@@ -417,8 +419,8 @@ def test_nothing_is_left_unread(many):
     places = "|".join(sorted((re.escape(p) for phrases in PLACES.values() for p in phrases), key=len, reverse=True))
     bare = "|".join(p.split("the ", 1)[1] for phrases in PLACES.values() for p in phrases)
     rest = re.compile(
-        rf"{places}|the (?:{bare})|at sunset|at night|two friends|three friends|(?:a )?(?:photo|picture|drawing) of"
-        r"|to the (?:left|right) of|behind|next to|\band\b|,"
+        rf"{places}|the (?:{bare})|at sunset|at night|two friends|three friends|a friend|(?:a )?(?:photo|picture|drawing) of"
+        r"|to the (?:left|right) of|behind|next to|\band\b|\bwith\b|,"
     )
     left = {word for _, texts in many for t in texts for word in rest.sub(" ", MENTION.sub(" ", t)).split()}
     assert not left
@@ -434,15 +436,16 @@ def test_colours_in_between_are_never_named():
 
 
 def test_captions_of_several_name_all_or_one_or_the_count_or_the_scene(many):
-    kinds = {"all": 0, "one": 0, "count": 0, "scene": 0}
+    kinds = {"all": 0, "one": 0, "one and friends": 0, "count": 0, "scene": 0}
     for picture, texts in many:
         n = len(picture.subjects)
         for text in texts if n > 1 else ():
             named = len(MENTION.findall(text))
             assert named in (0, 1, n)
-            kinds["all" if named == n else "one" if named else "count" if "friends" in text else "scene"] += 1
+            one = "one and friends" if "friend" in text else "one"
+            kinds["all" if named == n else one if named else "count" if "friends" in text else "scene"] += 1
     share = {k: v / sum(kinds.values()) for k, v in kinds.items()}
-    assert share["all"] > 0.5 and share["one"] > 0.08 and share["count"] > 0.01 and share["scene"] > 0.02, share
+    assert share["all"] > 0.5 and share["one"] > 0.05 and share["one and friends"] > 0.05 and share["count"] > 0.01 and share["scene"] > 0.02, share
 
 
 def test_captions_vary_and_leave_things_out(many):

@@ -3,7 +3,8 @@
     way                      here
     direct                   one prompt names everyone from left to right
     regions                  a prompt for all ("two friends on the beach") and one for each box
-    regions, isolated        the same, and self-attention between the boxes is cut
+    regions, friends         the same, and each box's prompt says that there are others: "a red cat and a friend"
+    regions, isolated        as `regions`, and self-attention between the boxes is cut
     regions, later           the prompt for all alone for a fifth of the steps, which decides where bodies are
     regions, later, isolated both
     ... + pose               the first two with a spatial condition that is laid out from the boxes
@@ -45,7 +46,7 @@ from .casts import Cast, concept_casts, drawn, word_casts
 from .observations import about
 from .study import Study, difference, tuned
 
-WAYS = ("direct", "regions", "regions, isolated", "regions, later", "regions, later, isolated")
+WAYS = ("direct", "regions", "regions, friends", "regions, isolated", "regions, later", "regions, later, isolated")
 POSED = ("direct + pose", "regions + pose")
 NUMBERS = ("present", "placed", "coloured", "wearing", "own", "all placed", "all own")
 SEED = 200  # of the first picture
@@ -59,7 +60,7 @@ def draw(model: DiffusionModel, cast: Cast, way: str, n: int, seed: int, conditi
         return [drawn(cast, seed + i) for i in range(n)]
     options, prompt = {}, cast.direct
     if "regions" in way:
-        regions = cast.regions(start=LATER if "later" in way else 0.0)
+        regions = cast.regions(start=LATER if "later" in way else 0.0, friends="friends" in way)
         options, prompt = {"regions": regions, "isolate": "isolated" in way}, cast.together
     if "pose" in way:
         options["spatial"] = condition(cast.regions(), [actor.look.cls for actor in cast.actors])
@@ -166,6 +167,7 @@ def binding(
         rows, pictures = rows + drawings[0], pictures | drawings[1]
     study = Study("binding", rows, pictures=pictures)
     claims(study, "words", "regions", "direct", ("present", "placed", "coloured", "own", "wearing"))
+    claims(study, "words", "regions, friends", "regions", ("present", "placed", "own"))
     claims(study, "words", "regions, isolated", "regions", ("placed", "coloured", "own", "wearing"))
     claims(study, "words", "regions, later", "regions", ("present", "placed", "own"))
     claims(study, "words", "regions, later, isolated", "regions", ("placed", "own"))

@@ -51,11 +51,15 @@ class Cast:
         """The prompt for the whole picture where regions say the rest."""
         return f"{COUNTS[len(self.actors)][0]} {self.place}"
 
-    def regions(self, start: float = 0.0) -> list[Region]:
-        """Columns of equal width, each with its subject's prompt and the place, as in the paper."""
+    def regions(self, start: float = 0.0, friends: bool = False) -> list[Region]:
+        """Columns of equal width, each with its subject's prompt and the place, as in the paper.
+
+        With `friends` each prompt says that its subject is not alone: "a red cat and a friend on the beach".
+        """
         n = len(self.actors)
         boxes = [(i / n, TOP, (i + 1) / n, 1.0) for i in range(n)]
-        prompts = [f"{actor.text} {self.place}" for actor in self.actors]
+        beside = {2: " and a friend", 3: " and two friends"}.get(n, "") if friends else ""
+        prompts = [f"{actor.text}{beside} {self.place}" for actor in self.actors]
         return [Region(prompt, box=box, start=start) for prompt, box in zip(prompts, boxes, strict=True)]
 
 

@@ -59,21 +59,36 @@ def _pair(a: Subject, b: Subject, rng) -> str:
     return f"{first} next to {second}"
 
 
+def _with_friends(subjects: list[Subject], rng) -> str:
+    """One of several characters by name, the others as friends: "a red cat and a friend"."""
+    k = int(rng.integers(len(subjects)))
+    name, others = _name(subjects[k], rng), ("a friend", "two friends")[len(subjects) - 2]
+    roll = rng.random()
+    if roll < 0.7 or len(subjects) > 2:
+        return f"{name} {'and' if rng.random() < 0.6 else 'with'} {others}"
+    if roll < 0.8:
+        return f"{others} and {name}"
+    return f"{name} to the {'right' if k else 'left'} of {others}"
+
+
 def caption(picture: Picture, rng) -> str:
     """One caption; called again it gives another of the same picture.
 
-    Of several subjects it names all, or one, or gives only the count, or only the place.
+    Of several subjects it names all, or one, or one and how many friends, or gives only the count, or only the place.
+    A region's prompt that says "a red cat and a friend" is so inside the domain: a picture of two, one of them named.
     """
     subjects = sorted(picture.subjects, key=lambda s: s.x)
     n, roll = len(subjects), rng.random()
     people = n > 1 and all(s.is_character for s in subjects)
     if n == 1:
         text = _name(subjects[0], rng) + _pose(subjects[0], rng) if roll < 0.96 else ""
-    elif roll < 0.15:
+    elif roll < 0.1:
         text = _name(subjects[int(rng.integers(n))], rng)
-    elif roll < 0.25:
-        text = COUNTS[n][0] if people else ""
-    elif roll < 0.29:
+    elif people and roll < 0.32:
+        text = _with_friends(subjects, rng)
+    elif people and roll < 0.42:
+        text = COUNTS[n][0]
+    elif roll > 0.96:
         text = ""
     elif n == 2:
         text = _pair(*subjects, rng)
