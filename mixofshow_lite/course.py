@@ -61,6 +61,7 @@ def setup(base: str | None = None) -> Kit:
     warnings.filterwarnings("ignore", category=FutureWarning)
     plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "axes.spines.top": False, "axes.spines.right": False,
                          "axes.titlesize": 10, "font.size": 9, "figure.constrained_layout.use": True})  # fmt: skip
+    small_figures()
     model = load_base(base)
     size = model.size[0]
     own = model.base_id.startswith("pocket")
@@ -70,6 +71,17 @@ def setup(base: str | None = None) -> Kit:
     print(f"{model.base_id}: {size} px pictures, {len(model.layers)} cross-attention layers, on {where}")
     print(f"torch {torch.__version__.split('+')[0]}, Python {sys.version_info.major}.{sys.version_info.minor}")
     return kit
+
+
+def small_figures() -> None:
+    """In a notebook, figures are kept as JPEG: a third of PNG's size for pictures, so that notebooks stay small."""
+    try:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    if get_ipython() is not None:
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
 
 
 def concepts_at(size: int) -> Path:

@@ -419,8 +419,8 @@ def test_nothing_is_left_unread(many):
     places = "|".join(sorted((re.escape(p) for phrases in PLACES.values() for p in phrases), key=len, reverse=True))
     bare = "|".join(p.split("the ", 1)[1] for phrases in PLACES.values() for p in phrases)
     rest = re.compile(
-        rf"{places}|the (?:{bare})|at sunset|at night|two friends|three friends|a friend|(?:a )?(?:photo|picture|drawing) of"
-        r"|to the (?:left|right) of|behind|next to|\band\b|\bwith\b|,"
+        rf"{places}|the (?:{bare})|at sunset|at night|two friends|three friends|a friend"
+        r"|(?:a )?(?:photo|picture|drawing) of|to the (?:left|right) of|behind|next to|\band\b|\bwith\b|,"
     )
     left = {word for _, texts in many for t in texts for word in rest.sub(" ", MENTION.sub(" ", t)).split()}
     assert not left
@@ -445,7 +445,8 @@ def test_captions_of_several_name_all_or_one_or_the_count_or_the_scene(many):
             one = "one and friends" if "friend" in text else "one"
             kinds["all" if named == n else one if named else "count" if "friends" in text else "scene"] += 1
     share = {k: v / sum(kinds.values()) for k, v in kinds.items()}
-    assert share["all"] > 0.5 and share["one"] > 0.05 and share["one and friends"] > 0.05 and share["count"] > 0.01 and share["scene"] > 0.02, share
+    least = {"all": 0.5, "one": 0.05, "one and friends": 0.05, "count": 0.01, "scene": 0.02}
+    assert all(share[kind] > part for kind, part in least.items()), share
 
 
 def test_captions_vary_and_leave_things_out(many):
