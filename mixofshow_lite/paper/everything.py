@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..base import DiffusionModel
@@ -18,6 +19,7 @@ from ..data import ConceptData
 from ..evaluation import Scorer
 from ..recipes import Recipe
 from ..resources import data_dir
+from .binding import binding
 from .fusions import WAYS, observation_3
 from .observations import DOMAINS, LOOK_ALIKES, STAIRS, ablation, observation_1, observation_2, stair_label
 from .study import Study, kept, tuned
@@ -49,6 +51,7 @@ JOBS: dict[str, Job] = {
         observation_1,
         pairs(sum(map(tuple, DOMAINS.values()), ()), ("textual_inversion", "p_plus", "lora", "ed_lora")),
     ),
+    "binding": Job(partial(binding, names=LOOK_ALIKES), pairs(LOOK_ALIKES, ("ed_lora",))),
 }
 
 
