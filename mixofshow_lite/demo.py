@@ -30,7 +30,8 @@ from .resources import concepts_dir
 from .tuning import tune
 
 PLACE = "on the beach"  # where both are drawn together
-BESIDE = "and a friend"  # in a region's prompt: told of one, the model draws one
+# What a region's prompt adds: told of one subject alone, the pocket model draws one.
+BESIDE = ("on the left and a friend", "on the right and a friend")
 BOXES = ((0.0, 0.1, 0.5, 1.0), (0.5, 0.1, 1.0, 1.0))  # (left, top, right, bottom): the left and the right half
 MODELS = ("alone", "weight fused", "gradient fused")
 
@@ -126,7 +127,9 @@ def draw(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: i
         models = [base.with_concept(c) for c in concepts] if name == "alone" else [fused[name]] * 2
         rows[name] = [m.sample(f"a photo of a {c.phrase}", **settings) for m, c in zip(models, concepts, strict=True)]
     a, b = (f"a {c.phrase}" for c in concepts)
-    regions = [Region(f"{who} {BESIDE} {PLACE}", box=box) for who, box in zip((a, b), BOXES, strict=True)]
+    regions = [
+        Region(f"{who} {beside} {PLACE}", box=box) for who, beside, box in zip((a, b), BESIDE, BOXES, strict=True)
+    ]
     rows["both, direct"] = [m.sample(f"{a} and {b} {PLACE}", **settings) for m in fused.values()]
     rows["both, regions"] = [m.sample(f"two friends {PLACE}", regions=regions, **settings) for m in fused.values()]
     return rows

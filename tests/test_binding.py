@@ -81,8 +81,8 @@ def test_prompts_name_everyone_from_left_to_right():
         "a blue robot wearing a pink scarf in the snow",
     ]
     friends = [cast.regions(friends=True)[-1].prompt for cast in (PAIR, TRIPLE)]
-    assert friends[0] == "a blue robot wearing a pink scarf and a friend in the snow"
-    assert friends[1] == "a green frog wearing a red bow and two friends on the beach"
+    assert friends[0] == "a blue robot wearing a pink scarf on the right and a friend in the snow"
+    assert friends[1] == "a green frog wearing a red bow on the right and two friends on the beach"
     for cast in (PAIR, TRIPLE):
         boxes = [r.box for r in cast.regions()]
         assert boxes[0][0] == 0 and boxes[-1][2] == 1

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ def test_captions_are_read_into_claims():
     mentions, whole = said("on the moon, a robot to the left of an orange mug")
     assert mentions == [{"robot"}, {"orange", "mug"}] and whole == {"moon"}
     assert said("two friends on the beach") == ([], {"beach", "two friends"})
+    assert said("a red cat on the left and a friend") == ([{"red", "cat"}], {"two friends"})
+    assert said("a cat with two friends on the moon") == ([{"cat"}], {"three friends", "moon"})
 
 
 def stacks(rows):
@@ -73,6 +76,40 @@ def test_multi_positive_loss_by_hand():
     ignore = torch.tensor([[False, False, False, True]] * 2)
     wanted = np.mean([-np.log(np.exp(s) / (np.exp(s) + 1)) for s in (2.0, 1.0)])
     assert multi_positive_loss(scores, positive, ignore).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_short_captions_ask_for_every_class_colour_and_scene():
+    classes, tints, scenes = clip.short_captions()
+    sizes = len(world.CLASSES), len(world.CLASSES) * len(world.COLORS), len(world.SCENES)
+    assert (len(classes), len(tints), len(scenes)) == sizes
+    rng = np.random.default_rng(0)
+    cat, frog = world.sample_subject(rng, "cat", "red"), world.sample_subject(rng, "frog", "blue")
+    seen = stacks([facts(world.sample(rng, subjects=[cat, frog], scene="snow"))])
+    seen = list(seen)
+    true = [
+        {texts[i] for i in truth(*stacks(map(claims, texts)), *seen)[0].nonzero().flatten()}
+        for texts in (classes, tints, scenes)
+    ]
+    assert true == [{"a cat", "a frog"}, {"a red cat", "a blue frog"}, {"the snow"}]
+
+
+def test_batch_loss_asks_short_captions_too():
+    generator = torch.Generator().manual_seed(0)
+    x, t = (torch.nn.functional.normalize(torch.randn(n, 6, generator=generator), dim=1) for n in (3, 8))
+    model = SimpleNamespace(
+        encode_image=lambda pixels, normalize: x,
+        encode_text=lambda ids, normalize: t[ids[:, 0]],
+        logit_scale=torch.tensor(1.0),
+    )
+    ids, short = torch.tensor([[0], [1], [2]]), torch.tensor([[3], [4], [5], [6], [7]])
+    right = torch.eye(3, dtype=torch.bool)
+    kinds = [torch.tensor([[1, 0], [0, 1], [1, 1]]).bool(), torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 1]]).bool()]
+    _, parts = clip.batch_loss(model, None, ids, right, torch.full((3,), -1), short, kinds)
+    scores = np.e * x @ t.T
+    wanted = [multi_positive_loss(scores[:, a:b], kind) for (a, b), kind in zip(((3, 5), (5, 8)), kinds, strict=True)]
+    assert parts["names"] == pytest.approx(sum(wanted).item() / 2, rel=1e-5)
+    words = multi_positive_loss(scores[:, :3], right), multi_positive_loss(scores[:, :3].T, right)
+    assert parts["words"] == pytest.approx(sum(words).item() / 2, rel=1e-5)
 
 
 def test_one_positive_a_row_is_info_nce():

@@ -170,6 +170,14 @@ def test_a_budget_counts_what_was_used_before(monkeypatch):
     assert budget.progress == 1
 
 
+def test_covered_cells_count_more_and_the_mean_is_one():
+    cover = torch.tensor([[[255, 0], [51, 0]]], dtype=torch.uint8)
+    weights = pretrain.cell_weights(cover, focus=2.0)
+    assert weights.shape == (1, 1, 2, 2) and weights.mean().item() == pytest.approx(1)
+    assert weights.flatten().div(weights[0, 0, 0, 1]).tolist() == pytest.approx([3.0, 1.0, 1.4, 1.0])
+    assert (pretrain.cell_weights(cover, focus=0.0) == 1).all()
+
+
 def test_diffusion_loss_by_hand():
     seen = {}
 
@@ -196,6 +204,17 @@ def test_diffusion_loss_by_hand():
         snr = a / (1 - a)
         total += min(snr, 5.0) / snr * (0.3 * noisy - noise[i]).square().mean().item()
     assert loss.item() == pytest.approx(total / n, rel=1e-4)
+    torch.manual_seed(7)
+    cells = torch.rand(n, 1, 2, 2)
+    torch.manual_seed(7)
+    weighted = pretrain.diffusion_loss(unet, z, "words", schedule, gamma=5.0, cells=torch.ones(n, 1, 2, 2))
+    assert weighted.item() == pytest.approx(loss.item(), rel=1e-6)  # equal cells are Eq. 1
+    torch.manual_seed(7)
+    weighted = pretrain.diffusion_loss(unet, z, "words", schedule, gamma=5.0, cells=cells).item()
+    errors = (0.3 * seen["x"] - noise).square()
+    snr = torch.tensor([np.cumprod(1 - betas)[k] / (1 - np.cumprod(1 - betas)[k]) for k in t]).float()
+    by_hand = (snr.clamp(max=5) / snr)[:, None, None, None] * cells * errors
+    assert weighted == pytest.approx(by_hand.mean().item(), rel=1e-4)
     assert seen["context"] == "words" and (seen["t"] == t).all()
     assert (t[::2] // (1000 // n) == torch.arange(n)[::2]).all()  # one timestep in every other eighth of the range
     assert all(
@@ -305,6 +324,7 @@ def tiny_training(tmp_path, monkeypatch):
     args = Namespace(
         work=str(tmp_path / "work"), out=str(tmp_path / "out"), pictures=6, minutes=60.0, batch=2, lr=1e-3,
         preview_minutes=60.0, vae_pictures=4, vae_minutes=60.0, vae_batch=2, kl=1e-3, start=None, compile=False,
+        focus=2.0,
     )  # fmt: skip
     (tmp_path / "work").mkdir()
     return args, limit

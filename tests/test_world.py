@@ -79,6 +79,16 @@ def test_pixels_are_the_golden_ones():
         assert off.mean() < 1 and off.max() < 24, f"picture {seed} is off by {off.mean():.2f} levels"
 
 
+def test_cells_are_what_the_masks_cover():
+    picture, _ = drawn(1)
+    assert len(picture.subjects) > 1
+    masks = world.render(picture, 128).masks
+    seen = np.sum(masks, 0).clip(0, 1).reshape(16, 8, 16, 8).mean((1, 3))
+    cells = data.cells(picture)
+    assert cells.shape == (16, 16) and cells.dtype == np.uint8
+    assert np.abs(cells / 255 - seen).max() < 0.08 and cells.max() == 255 and cells.min() == 0
+
+
 def test_another_seed_is_another_picture():
     a, b = (world.draw_image(drawn(seed)[0]).astype(int) for seed in (0, 1))
     assert np.abs(a - b).mean() > 5
@@ -372,9 +382,20 @@ def is_true(text, picture):
     if friends and not all(s.is_character for s in picture.subjects):
         return False
     return any(
-        all(fits(m, s) for m, s in zip(mentions, who, strict=False)) and stands(text, who)
+        all(fits(m, s) and on_its_side(text[m.end() :], s, picture) for m, s in zip(mentions, who, strict=False))
+        and stands(text, who)
         for who in itertools.permutations(picture.subjects, len(mentions) + (friends and 1))
     )
+
+
+def on_its_side(rest, subject, picture):
+    """Whether what follows a mention, "on the left" or "on the right", holds: of others, else of the picture."""
+    others = [s.x for s in picture.subjects if s is not subject] or [0.5]
+    if rest.startswith(" on the left"):
+        return subject.x < min(others)
+    if rest.startswith(" on the right"):
+        return subject.x > max(others)
+    return True
 
 
 def stands(text, who):
@@ -400,6 +421,8 @@ def test_captions_only_claim_what_is_true(many):
         " wearing ",
         " waving",
         " arms up",
+        " on the left",
+        " on the right",
     ):
         assert phrase in everything
 
@@ -420,7 +443,7 @@ def test_nothing_is_left_unread(many):
     bare = "|".join(p.split("the ", 1)[1] for phrases in PLACES.values() for p in phrases)
     rest = re.compile(
         rf"{places}|the (?:{bare})|at sunset|at night|two friends|three friends|a friend"
-        r"|(?:a )?(?:photo|picture|drawing) of|to the (?:left|right) of|behind|next to|\band\b|\bwith\b|,"
+        r"|(?:a )?(?:photo|picture|drawing) of|(?:to|on) the (?:left|right)(?: of)?|behind|next to|\band\b|\bwith\b|,"
     )
     left = {word for _, texts in many for t in texts for word in rest.sub(" ", MENTION.sub(" ", t)).split()}
     assert not left

@@ -16,6 +16,11 @@ from ..pocket.concepts import subject as look_of
 from ..regional import Region
 
 TOP = 0.15  # upper edge of the boxes
+BESIDE = {  # number of subjects -> what the prompt of a region adds for each, from left to right
+    1: ("",),
+    2: (" on the left and a friend", " on the right and a friend"),
+    3: (" on the left and two friends", " and two friends", " on the right and two friends"),
+}
 TALLEST = {1: 0.84, 2: 0.62, 3: 0.46}  # subjects of the world's pictures of one, two and three
 
 
@@ -54,12 +59,13 @@ class Cast:
     def regions(self, start: float = 0.0, friends: bool = False) -> list[Region]:
         """Columns of equal width, each with its subject's prompt and the place, as in the paper.
 
-        With `friends` each prompt says that its subject is not alone: "a red cat and a friend on the beach".
+        With `friends` each prompt says where its subject stands and that it is not alone: "a red cat on the left and a
+        friend on the beach".
         """
         n = len(self.actors)
         boxes = [(i / n, TOP, (i + 1) / n, 1.0) for i in range(n)]
-        beside = {2: " and a friend", 3: " and two friends"}.get(n, "") if friends else ""
-        prompts = [f"{actor.text}{beside} {self.place}" for actor in self.actors]
+        beside = BESIDE[n] if friends else ("",) * n
+        prompts = [f"{actor.text}{where} {self.place}" for actor, where in zip(self.actors, beside, strict=True)]
         return [Region(prompt, box=box, start=start) for prompt, box in zip(prompts, boxes, strict=True)]
 
 

@@ -103,7 +103,7 @@ def held_out_loss(
 def train(args, device) -> Path:
     """Train the adapter of one kind for its budget and write it to `<out>/adapters/<kind>`; returns that folder."""
     base = load_base(args.base, device=device, dtype=torch.float32)
-    moments, ids = pretrain.encode(args, device, base.vae, base.tokenizer)  # (n, 2C, h, w), (n, captions, N)
+    moments, ids, _ = pretrain.encode(args, device, base.vae, base.tokenizer)  # (n, 2C, h, w), (n, captions, N)
     images, rows = data.load_cache(f"{args.work}/world")
     conditions = condition_cache(args.work, args.kind, rows, images.shape[1])
     empty = base.tokenizer([""], padding="max_length", return_tensors="pt").input_ids[0].to(device)

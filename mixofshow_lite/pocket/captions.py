@@ -43,12 +43,20 @@ def _pose(subject: Subject, rng) -> str:
     return " waving" if raised == 1 else " with arms up"
 
 
+def side(subject: Subject) -> str:
+    """Where in the picture it stands: " on the left", " on the right", nothing in the middle."""
+    return " on the left" if subject.x < 0.42 else " on the right" if subject.x > 0.58 else ""
+
+
 def _pair(a: Subject, b: Subject, rng) -> str:
     """Two subjects with or without a relation; `a` stands left of `b`."""
     first, second = _name(a, rng), _name(b, rng)
     roll = rng.random()
-    if roll < 0.4:
+    if roll < 0.3:
         return f"{first} and {second}" if rng.random() < 0.5 else f"{second} and {first}"
+    if roll < 0.45:
+        names = (f"{first} on the left", f"{second} on the right")
+        return " and ".join(names if rng.random() < 0.5 else names[::-1])
     if roll < 0.6:
         return f"{first} to the left of {second}"
     if roll < 0.8:
@@ -63,7 +71,9 @@ def _with_friends(subjects: list[Subject], rng) -> str:
     """One of several characters by name, the others as friends: "a red cat and a friend"."""
     k = int(rng.integers(len(subjects)))
     name, others = _name(subjects[k], rng), ("a friend", "two friends")[len(subjects) - 2]
-    roll = rng.random()
+    roll, sides = rng.random(), (" on the left", *[""] * (len(subjects) - 2), " on the right")
+    if rng.random() < 0.45:
+        return f"{name}{sides[k]} {'and' if rng.random() < 0.6 else 'with'} {others}"
     if roll < 0.7 or len(subjects) > 2:
         return f"{name} {'and' if rng.random() < 0.6 else 'with'} {others}"
     if roll < 0.8:
@@ -75,18 +85,20 @@ def caption(picture: Picture, rng) -> str:
     """One caption; called again it gives another of the same picture.
 
     Of several subjects it names all, or one, or one and how many friends, or gives only the count, or only the place.
-    A region's prompt that says "a red cat and a friend" is so inside the domain: a picture of two, one of them named.
+    A region's prompt that says "a red cat on the left and a friend" is so inside the domain: a picture of two, one of
+    them named, and where it stands.
     """
     subjects = sorted(picture.subjects, key=lambda s: s.x)
     n, roll = len(subjects), rng.random()
     people = n > 1 and all(s.is_character for s in subjects)
     if n == 1:
-        text = _name(subjects[0], rng) + _pose(subjects[0], rng) if roll < 0.96 else ""
-    elif roll < 0.1:
+        where = side(subjects[0]) if rng.random() < 0.3 else ""
+        text = _name(subjects[0], rng) + _pose(subjects[0], rng) + where if roll < 0.96 else ""
+    elif roll < 0.07:
         text = _name(subjects[int(rng.integers(n))], rng)
-    elif people and roll < 0.32:
+    elif people and roll < 0.34:
         text = _with_friends(subjects, rng)
-    elif people and roll < 0.42:
+    elif people and roll < 0.44:
         text = COUNTS[n][0]
     elif roll > 0.96:
         text = ""

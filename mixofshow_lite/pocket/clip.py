@@ -3,8 +3,10 @@
     python -m mixofshow_lite.pocket.clip train --out data/pocket/clip --minutes 12
     python -m mixofshow_lite.pocket.clip measure data/pocket/clip
 
-Two terms, both with several right answers per row (see `clip_data`): pictures with captions, both ways, and pictures of
-one subject with each other against its look-alikes: image-alignment has to see identity, and no caption tells it.
+Three terms, all with several right answers per row (see `clip_data`): pictures with captions, both ways; pictures with
+every short caption there is ("a cat", "a red cat", "the beach"), since the captions of a batch rarely ask which class
+or whose colour; and pictures of one subject with each other against its look-alikes: image-alignment has to see
+identity, and no caption tells it.
 
     -log( exp(s_p) / (exp(s_p) + sum_negatives exp(s_n)) )     averaged over the positives p of a row
 
@@ -23,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..concept import atomic_folder
@@ -63,15 +65,32 @@ def multi_positive_loss(scores: Tensor, positive: Tensor, ignore: Tensor | None 
     return (each.sum(1) / count.clamp(min=1))[count > 0].mean()
 
 
-def batch_loss(model, pixels: Tensor, ids: Tensor, right: Tensor, identity: Tensor) -> tuple[Tensor, dict]:
-    """Both terms on one batch: pixels (B, 3, s, s), ids (B, N), right (B, B) bool [picture, caption], identity (B,)."""
-    x, t = model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)  # (B, WIDTH) each
-    scores = model.logit_scale.exp() * x.float() @ t.float().T
+def short_captions() -> list[list[str]]:
+    """Every class, every class in every colour, every scene: what a picture is read by."""
+    classes, tints = [article(c) for c in CLASSES], [article(f"{colour} {c}") for c in CLASSES for colour in COLORS]
+    return [classes, tints, [f"the {PLACES[s][0].split('the ', 1)[1]}" for s in SCENES]]
+
+
+def batch_loss(
+    model, pixels: Tensor, ids: Tensor, right: Tensor, identity: Tensor, short: Tensor, kinds: list[Tensor]
+) -> tuple[Tensor, dict]:
+    """The three terms on one batch.
+
+    pixels    (B, 3, s, s)
+    ids       (B, N), right (B, B) bool [picture, caption]
+    identity  (B,), -1 where several subjects are shown
+    short     (S, N) the short captions, kinds: (B, S_k) bool [picture, caption] for each kind of them
+    """
+    x, t = model.encode_image(pixels, normalize=True), model.encode_text(torch.cat([ids, short]), normalize=True)
+    scores = model.logit_scale.exp() * x.float() @ t.float().T  # (B, B + S)
+    scores, *asked = scores.split([len(ids), *(kind.shape[1] for kind in kinds)], dim=1)
     words = 0.5 * (multi_positive_loss(scores, right) + multi_positive_loss(scores.T, right.T))
+    names = sum(multi_positive_loss(s, kind) for s, kind in zip(asked, kinds, strict=True)) / len(kinds)
     itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
     same = (identity[:, None] == identity[None]) & (identity >= 0)[:, None] & ~itself
     look = multi_positive_loss(IDENTITY_SCALE * x.float() @ x.float().T, same, ignore=itself)
-    return words + look, {"words": words.item(), "identity": look.item(), "scale": model.logit_scale.exp().item()}
+    parts = {"words": words, "names": names, "identity": look, "scale": model.logit_scale.exp()}
+    return words + names + look, {name: part.item() for name, part in parts.items()}
 
 
 def to_pixels(pictures: np.ndarray, device: str) -> Tensor:
@@ -98,10 +117,12 @@ def disturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def train(
     out: Path, data: Path, tokenizer: Path, minutes: float, size: int = 96, groups: int = 3000, batch: int = 24,
     rate: float = 2e-3, workers: int = 2, device: str | None = None, seed: int = 0, steps: int | None = None,
+    start: Path | None = None,
 ) -> Path:  # fmt: skip
     """Train for `minutes` (or `steps`) in all, over as many calls as it takes; `out` is usable from the first minute.
 
-    batch counts groups of eight pictures. The state lies in `data/clip-state.pt`, losses in `data/clip-log.jsonl`.
+    batch counts groups of eight pictures; `start` is a folder whose weights to go on from. The state lies in
+    `data/clip-state.pt`, losses in `data/clip-log.jsonl`.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenize = folder_tokenizer(tokenizer, _length(tokenizer))
@@ -111,9 +132,17 @@ def train(
         torch.from_numpy(np.stack(r)) for r in zip(*(claims(c) for row in world.captions for c in row), strict=True)
     )
     needs, told = needs.view(*ids.shape[:2], *needs.shape[1:]), told.view(*ids.shape[:2], -1)
+    short = [tokenize(texts).to(device) for texts in short_captions()]
+    asked = [
+        [torch.from_numpy(np.stack(r)).float() for r in zip(*map(claims, texts), strict=True)]
+        for texts in short_captions()
+    ]
     config = model_config(size, tokenize.vocab_size, tokenize.eos_id, _length(tokenizer))
     torch.manual_seed(seed)
-    model = build(config).to(device).to(memory_format=torch.channels_last)
+    model = build(config)
+    if start:
+        model.load_state_dict(load_file(start / "open_clip_model.safetensors"))
+    model = model.to(device).to(memory_format=torch.channels_last)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -146,11 +175,13 @@ def train(
         pick = torch.from_numpy(np.where(plain, ids.shape[1] - 1, pick))
         take = torch.from_numpy(rows)
         right = truth(needs[take, pick].float(), told[take, pick].float(), world.has[take], world.seen[take]).to(device)
+        kinds = [truth(*facts, world.has[take], world.seen[take]).to(device) for facts in asked]
         pixels = disturb(to_pixels(np.stack([world.pictures[r] for r in rows]), device), generator)
         identity = torch.from_numpy(world.identity[rows]).to(device)
         with torch.autocast(device, torch.bfloat16):
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
             loss, parts = batch_loss(
-                model, pixels.contiguous(memory_format=torch.channels_last), ids[take, pick].to(device), right, identity
+                model, pixels, ids[take, pick].to(device), right, identity, torch.cat(short), kinds
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -316,7 +347,8 @@ def main(argv=None) -> None:
     one.add_argument(
         "--tokenizer", type=Path, default=Path("data/pocket/tokenizer"), help="CLIPTokenizer folder to copy"
     )
-    one.add_argument("--minutes", type=float, default=12.0)
+    one.add_argument("--start", type=Path, help="an open_clip folder of ours whose weights to go on from")
+    one.add_argument("--minutes", type=float, default=36.0)
     one.add_argument("--steps", type=int, help="stop after so many steps instead")
     one.add_argument("--size", type=int, default=96, help="side of the pictures CLIP sees, a multiple of 32")
     one.add_argument("--groups", type=int, default=3000, help="groups of eight pictures to draw")

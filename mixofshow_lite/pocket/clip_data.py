@@ -70,7 +70,9 @@ def claims(text: str) -> tuple[np.ndarray, np.ndarray]:
         row[:] = _hot(names, FACTS)
     told = [scene for noun, scene in _PLACE.items() if re.search(rf"\bthe {noun}\b", text)]
     told += [light for light, words in TIMES.items() if words and text.find(words) >= 0]
-    told += [words for words in WHOLE if "friends" in words and words in text]
+    friends = next((n for n, phrases in COUNTS.items() if any(words in text for words in phrases)), 0)
+    if friends and (company := friends + int(needs.any(1).sum())) > 1:  # "a red cat and a friend" are two friends
+        told.append(COUNTS[company][-1])
     return needs, _hot(told, WHOLE)
 
 

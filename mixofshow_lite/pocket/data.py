@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from . import captions, world
+from .anatomy import LATENT
 from .characters import CHARACTERS
+from .svg import rasterise
 
 PATTERNS = ("stripes", "bands", "spots", "checks", "stars", "half")
 PARTS = ("wings", "cape", "horn", "moustache", "eyepatch", "star", "antlers")
-CAPTIONS_EACH = 6
+CAPTIONS_EACH = 8
 COUNTS = (0.45, 0.42, 0.13)  # of pictures with one, two, three subjects: more company than `world.sample` by itself
 
 
@@ -29,29 +31,44 @@ def decorate(rng, subject):
         subject.outline = float(rng.uniform(0.4, 2.2))
 
 
-def make(seed: int, index: int, wide: bool):
-    """Picture `index` of the stream `seed` -> (uint8 (128, 128, 3), captions, parameters as a dict)."""
+def draw(seed: int, index: int, wide: bool) -> tuple[world.Picture, list[str]]:
+    """Picture `index` of the stream `seed`, not rendered yet, and its captions."""
     rng = np.random.default_rng([seed, index])
     picture = world.sample(rng, n_subjects=1 + int(rng.choice(3, p=COUNTS)))
     if wide:
         for subject in picture.subjects:
             decorate(rng, subject)
-    texts = [captions.caption(picture, rng) for _ in range(CAPTIONS_EACH)]
+    return picture, [captions.caption(picture, rng) for _ in range(CAPTIONS_EACH)]
+
+
+def make(seed: int, index: int, wide: bool):
+    """Picture `index` of the stream `seed` -> (uint8 (128, 128, 3), captions, parameters as a dict)."""
+    picture, texts = draw(seed, index, wide)
     return world.draw_image(picture), texts, asdict(picture)
+
+
+def cells(picture: world.Picture, size: int = LATENT) -> np.ndarray:
+    """How much of each latent cell the subjects cover: uint8 (size, size), 255 is all of it."""
+    groups = [world.draw_subject(subject, f"s{i}") for i, subject in enumerate(picture.subjects)]
+    cover = rasterise(groups, 4 * size)[..., 3].astype(np.float32)
+    return cover.reshape(size, 4, size, 4).mean((1, 3)).round().astype(np.uint8)
 
 
 def _chunk(args):
     file, total, seed, wide, start, stop = args
     images = np.lib.format.open_memmap(file, mode="r+")
-    rows = []
+    rows, covers = [], []
     for index in range(start, stop):
-        images[index], texts, parameters = make(seed, index, wide)
-        rows.append(json.dumps({"captions": texts, "picture": parameters}))
-    return rows
+        picture, texts = draw(seed, index, wide)
+        images[index] = world.draw_image(picture)
+        covers.append(cells(picture))
+        rows.append(json.dumps({"captions": texts, "picture": asdict(picture)}))
+    return rows, np.stack(covers)
 
 
 def render_cache(folder, n: int, seed: int = 0, wide: bool = False, workers: int | None = None) -> Path:
-    """Render `n` pictures to folder/images.npy (n, 128, 128, 3) and folder/pictures.jsonl; done already, it returns."""
+    """Render `n` pictures to folder/images.npy (n, 128, 128, 3), what their subjects cover to folder/cells.npy
+    (n, 16, 16) and their captions and parameters to folder/pictures.jsonl; done already, it returns."""
     folder = Path(folder)
     file, done = folder / "images.npy", folder / "pictures.jsonl"
     if done.exists():
@@ -60,7 +77,9 @@ def render_cache(folder, n: int, seed: int = 0, wide: bool = False, workers: int
     np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(n, 128, 128, 3)).flush()
     jobs = [(file, n, seed, wide, a, min(a + 250, n)) for a in range(0, n, 250)]
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        rows = [row for chunk in pool.map(_chunk, jobs) for row in chunk]
+        chunks = list(pool.map(_chunk, jobs))
+    rows = [row for chunk, _ in chunks for row in chunk]
+    np.save(folder / "cells.npy", np.concatenate([covers for _, covers in chunks]))
     partial = done.with_suffix(".part")
     partial.write_text("\n".join(rows))
     partial.replace(done)

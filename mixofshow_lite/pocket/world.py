@@ -137,8 +137,8 @@ def place(rng, subjects: list[Subject]) -> list[Subject]:
     n = len(subjects)
     low, high = ((0.5, 0.84), (0.42, 0.62), (0.34, 0.46))[n - 1]
     slots = rng.permutation(n)
-    tight = rng.uniform(0.75, 1.15)  # below 1 the subjects overlap
-    span = 0.0 if n == 1 else min(0.3 * tight * (n - 1), 0.62)
+    roll = rng.uniform()  # two stand close, overlapping, or up to half a picture apart
+    span = (0.0, 0.24 + 0.28 * roll, min(0.45 + 0.24 * roll, 0.62))[n - 1]
     left = 0.5 if n == 1 else rng.uniform(0.19, 0.81 - span)
     for subject, slot in zip(subjects, slots, strict=True):
         subject.height = float(rng.uniform(low, high))
