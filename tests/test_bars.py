@@ -1,12 +1,15 @@
 """The bars of Pocket Diffusion: held-out prompts, arithmetic by hand, a run that goes on; and the contact sheets."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_clip import build_clip
 
+import mixofshow_lite as mos
+from mixofshow_lite.evaluation import load_scorer
 from mixofshow_lite.pocket import bars, sheets, world
 
 
@@ -120,3 +123,19 @@ def test_a_sheet_is_a_small_png_with_every_picture(tmp_path):
     assert len(figure.axes) == 6 and [t.get_text() for t in figure.texts] == ["one", "two"]
     file = sheets.save(figure, tmp_path / "new" / "x_sheet.png")
     assert file.stat().st_size < sheets.LIMIT and Image.open(file).mode == "P"
+
+
+SAVED = Path(__file__).resolve().parent.parent / "data" / "results" / "pocket_bars.json"
+
+
+@pytest.mark.skipif(not SAVED.is_file(), reason="not a checkout")
+def test_the_saved_bars_were_measured_on_the_shipped_weights():
+    """The model card's numbers: of these weights, on as many pictures as the bars ask for, each with its verdict."""
+    saved, shipped = json.loads(SAVED.read_text(encoding="utf-8")), mos.load_base("pocket", device="cpu")
+    assert saved["fingerprint"] == shipped.fingerprint and saved["steps"] == 25
+    assert saved["one"]["class"]["n"] == saved["reader"]["one"]["class"]["n"] == 500
+    assert saved["two"]["binding"]["n"] == 100
+    assert saved["clip"] == bars._weights_of(load_scorer("pocket"))
+    assert set(saved["bars"]) == set(bars.BARS)
+    for what in ("colour", "scene", "psnr"):
+        assert saved["bars"][what]["met"] and saved["bars"][what]["measured"] >= bars.BARS[what]

@@ -243,8 +243,8 @@ def cell_weights(cover: torch.Tensor, focus: float) -> torch.Tensor:
 def train_diffusion(args, device, vae):
     """Text encoder and U-Net together: epsilon prediction, one prompt in ten left empty for guidance.
 
-    Cells that a subject covers count `1 + focus` times in the first three quarters: scenes are learned early, bodies
-    late. The last quarter is Eq. 1 as it stands.
+    Cells that a subject covers count `1 + focus` times in the first half or so: scenes are learned early, bodies
+    late. The rest is Eq. 1 as it stands, for the weights make lone subjects come in twos.
     """
     tokenizer = tokens.build_tokenizer(f"{args.start or args.work}/tokenizer")
     moments, ids, cover = encode(args, device, vae, tokenizer)
@@ -276,7 +276,7 @@ def train_diffusion(args, device, vae):
         words = torch.where(torch.rand(args.batch, 1, device=device) < 0.1, empty, words)
         with autocast(device):
             context = text(words).last_hidden_state
-            cells = cell_weights(cover[pick], args.focus if run.budget.progress < 0.75 else 0.0)
+            cells = cell_weights(cover[pick], args.focus if run.budget.progress < 0.55 else 0.0)
             z = scale * (mean + std * torch.randn_like(mean))
             loss = diffusion_loss(compiled, z, context, schedule, cells=cells)
         going = run.update(loss)
