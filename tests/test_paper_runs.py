@@ -1,6 +1,7 @@
 """Studies in pieces: saved results come back, an interrupted session goes on, the sweep measures nothing twice."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -116,6 +117,13 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
     monkeypatch.setattr("mixofshow_lite.paper.observations.draw", lambda *a, **k: [Image.new("RGB", (8, 8))] * 2)
     monkeypatch.setattr(type(tiny_base), "sample", lambda self, *a, n=1, **k: [Image.new("RGB", (8, 8))] * n)
     monkeypatch.setattr(type(tiny_base), "with_concept", lambda self, *a: self)
+    casting = sys.modules["mixofshow_lite.paper.binding"]  # the package's own name `binding` is the function
+    monkeypatch.setattr(casting, "tuned", note)
+    monkeypatch.setattr(casting, "load_scorer", lambda s: s)
+    monkeypatch.setattr(casting, "gradient_fusion", lambda base, concepts, **_: base)
+    monkeypatch.setattr(casting, "concept_casts", lambda concepts, data: [])
+    monkeypatch.setattr(casting, "measure", lambda *a, **k: ([], {}))
+    monkeypatch.setattr(casting, "gallery", lambda *a: None)
     for way, (recipe, _) in everything.WAYS.items():
         monkeypatch.setitem(everything.WAYS, way, (recipe, lambda base, concepts: base))
     job = everything.JOBS[name]
