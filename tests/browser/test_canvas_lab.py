@@ -143,14 +143,23 @@ class Lab:
         return self.page.evaluate(f"() => {self.PANEL}.model.toJSON().cells.map(cell => cell.id + cell.cell_type)")
 
     def drag(self, *points):
-        self.stage.scroll_into_view_if_needed()
-        frame = self.stage.bounding_box()
+        frame = self.settled()
         places = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in points]
         self.page.mouse.move(*places[0])
         self.page.mouse.down()
         for place in places[1:]:
             self.page.mouse.move(*place, steps=4)
         self.page.mouse.up()
+
+    def settled(self) -> dict:
+        """The stage in view, once it stands still: after a change of theme the page is laid out anew."""
+        frame, before = None, {}
+        while frame != before or frame is None:
+            before = frame
+            self.stage.scroll_into_view_if_needed()
+            self.page.wait_for_timeout(250)
+            frame = self.stage.bounding_box()
+        return frame
 
     def press(self, *keys):
         for key in keys:
