@@ -25,13 +25,12 @@ from .concept import Concept
 from .data import ConceptData
 from .evaluation import Scorer, image_scores, load_scorer
 from .fusion import gradient_fusion, weight_fusion
+from .pocket.captions import BESIDE
 from .regional import Region
 from .resources import concepts_dir
 from .tuning import tune
 
 PLACE = "on the beach"  # where both are drawn together
-# What a region's prompt adds: told of one subject alone, the pocket model draws one.
-BESIDE = ("on the left and a friend", "on the right and a friend")
 BOXES = ((0.0, 0.1, 0.5, 1.0), (0.5, 0.1, 1.0, 1.0))  # (left, top, right, bottom): the left and the right half
 MODELS = ("alone", "weight fused", "gradient fused")
 
@@ -128,7 +127,7 @@ def draw(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: i
         rows[name] = [m.sample(f"a photo of a {c.phrase}", **settings) for m, c in zip(models, concepts, strict=True)]
     a, b = (f"a {c.phrase}" for c in concepts)
     regions = [
-        Region(f"{who} {beside} {PLACE}", box=box) for who, beside, box in zip((a, b), BESIDE, BOXES, strict=True)
+        Region(f"{who}{beside} {PLACE}", box=box) for who, beside, box in zip((a, b), BESIDE[2], BOXES, strict=True)
     ]
     rows["both, direct"] = [m.sample(f"{a} and {b} {PLACE}", **settings) for m in fused.values()]
     rows["both, regions"] = [m.sample(f"two friends {PLACE}", regions=regions, **settings) for m in fused.values()]

@@ -8,25 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import make_concept
+from tiny import make_concept, spread, weights_of
 
-from mixofshow_lite import lora
 from mixofshow_lite.fusion import CenterNode, center, gradient, gradient_fusion, grams, memory
 from mixofshow_lite.fusion.algebra import dense
 
 SETTINGS = {"prompts": ("photo of a {}",), "steps": 1, "guidance": 1, "size": 64}
 MODULES = ("self_attn.q_proj", "attn1.to_q", "attn2.to_k")
-
-
-def weights_of(model):
-    nets = {net: lora.attention_linears(getattr(model, net)) for net in ("text_encoder", "unet")}
-    return {f"{net}.{name}": linear.weight for net, linears in nets.items() for name, linear in linears.items()}
-
-
-def spread(a, b):
-    """The root of the summed squared weight differences between two models."""
-    first, second = weights_of(a), weights_of(b)
-    return math.sqrt(sum((first[name] - second[name]).square().sum().item() for name in first))
 
 
 @pytest.fixture(scope="module")

@@ -104,12 +104,16 @@ def test_batch_loss_asks_short_captions_too():
     ids, short = torch.tensor([[0], [1], [2]]), torch.tensor([[3], [4], [5], [6], [7]])
     right = torch.eye(3, dtype=torch.bool)
     kinds = [torch.tensor([[1, 0], [0, 1], [1, 1]]).bool(), torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 1]]).bool()]
-    _, parts = clip.batch_loss(model, None, ids, right, torch.full((3,), -1), short, kinds)
+    total, parts = clip.batch_loss(model, None, ids, right, torch.tensor([7, 7, -1]), short, kinds)
     scores = np.e * x @ t.T
     wanted = [multi_positive_loss(scores[:, a:b], kind) for (a, b), kind in zip(((3, 5), (5, 8)), kinds, strict=True)]
     assert parts["names"] == pytest.approx(sum(wanted).item() / 2, rel=1e-5)
     words = multi_positive_loss(scores[:, :3], right), multi_positive_loss(scores[:, :3].T, right)
     assert parts["words"] == pytest.approx(sum(words).item() / 2, rel=1e-5)
+    alike = clip.IDENTITY_SCALE * x @ x.T  # pictures 0 and 1 show one subject, so each has the other for a positive
+    look = [np.logaddexp(0, (alike[i, 2] - alike[0, 1]).item()) for i in (0, 1)]
+    assert parts["identity"] == pytest.approx(np.mean(look), rel=1e-5)
+    assert total.item() == pytest.approx(parts["words"] + parts["names"] + parts["identity"], rel=1e-5)
 
 
 def test_one_positive_a_row_is_info_nce():
@@ -184,6 +188,10 @@ def test_training_learns_saves_and_goes_on(tmp_path):
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     second = load_file(tmp_path / "out" / "open_clip_model.safetensors")
     assert not torch.equal(first["visual.conv1.weight"], second["visual.conv1.weight"])
+    how |= {"data": tmp_path / "other", "rate": 0.0}
+    clip.train(tmp_path / "third", **how, steps=1, start=tmp_path / "out")  # a new run, from those weights
+    third = load_file(tmp_path / "third" / "open_clip_model.safetensors")
+    assert torch.equal(third["visual.conv1.weight"], second["visual.conv1.weight"])
     assert len(clip.read([world.render(world.sample(np.random.default_rng(0)), 64).image], tmp_path / "out")) == 1
 
 

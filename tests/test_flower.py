@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import make_concept
+from tiny import make_concept, spread
 
 import mixofshow_lite as mos
-from mixofshow_lite import lora
 from mixofshow_lite.formats.folder import tensors_of
 
 FUSION = {"prompts": ("photo of a {}",), "steps": 1, "guidance": 1, "size": 64}  # takes a second
@@ -132,17 +131,6 @@ def ready(flower, content, spoil=lambda content: None):
 
     spoil(content)
     return lambda message: Message(content, reply_to=message)
-
-
-def weights_of(model):
-    nets = {net: lora.attention_linears(getattr(model, net)) for net in ("text_encoder", "unet")}
-    return {f"{net}.{name}": linear.weight for net, linears in nets.items() for name, linear in linears.items()}
-
-
-def spread(a, b):
-    """The root of the summed squared weight differences between two models."""
-    first, second = weights_of(a), weights_of(b)
-    return math.sqrt(sum((first[name] - second[name]).square().sum().item() for name in first))
 
 
 def assert_same_tensors(a, b):

@@ -178,6 +178,11 @@ def test_covered_cells_count_more_and_the_mean_is_one():
     assert (pretrain.cell_weights(cover, focus=0.0) == 1).all()
 
 
+def test_subjects_count_more_at_first_only():
+    assert pretrain.focus_at(0.0, 2.0) == pretrain.focus_at(0.54, 2.0) == 2.0
+    assert pretrain.focus_at(0.55, 2.0) == pretrain.focus_at(1.0, 2.0) == 0.0
+
+
 def test_diffusion_loss_by_hand():
     seen = {}
 
@@ -330,8 +335,10 @@ def tiny_training(tmp_path, monkeypatch):
     return args, limit
 
 
-def test_training_is_killed_resumes_and_ships_a_model_that_loads(tiny_training, tmp_path, capsys):
+def test_training_is_killed_resumes_and_ships_a_model_that_loads(tiny_training, tmp_path, capsys, monkeypatch):
     args, limit = tiny_training
+    loss, weights = pretrain.diffusion_loss, []
+    monkeypatch.setattr(pretrain, "diffusion_loss", lambda *a, cells: weights.append(cells) or loss(*a, cells=cells))
     device = torch.device("cpu")
     limit(2, kill=True)
     with pytest.raises(Killed):
@@ -352,6 +359,7 @@ def test_training_is_killed_resumes_and_ships_a_model_that_loads(tiny_training, 
     pretrain.train_diffusion(args, device, again)
     assert "diffusion: resumed at step 1" in capsys.readouterr().out
     assert torch.load(tmp_path / "work" / "diffusion.pt", weights_only=True)["step"] == 3
+    assert all(w.shape == (2, 1, 16, 16) and w.max() > 1.5 * w.min() for w in weights) and len(weights) == 3
     assert np.load(tmp_path / "work" / "latents.npy").shape == (6, 2 * anatomy.CHANNELS, 16, 16)
 
     out = tmp_path / "out"

@@ -1,6 +1,7 @@
 """A tiny random model with Stable Diffusion 1.5's anatomy and random concepts for it: no test needs a real one."""
 
 import json
+import math
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -107,3 +108,14 @@ def make_concept(base, name="bibi", seed=0, rank=2, size=0.3, nets=("text_encode
         fingerprint=base.fingerprint,
         layers=base.layers,
     )
+
+
+def weights_of(model):
+    nets = {net: lora.attention_linears(getattr(model, net)) for net in ("text_encoder", "unet")}
+    return {f"{net}.{name}": linear.weight for net, linears in nets.items() for name, linear in linears.items()}
+
+
+def spread(a, b):
+    """The root of the summed squared weight differences between two models."""
+    first, second = weights_of(a), weights_of(b)
+    return math.sqrt(sum((first[name] - second[name]).square().sum().item() for name in first))

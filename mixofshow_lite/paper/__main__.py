@@ -9,21 +9,12 @@ from pathlib import Path
 from ..base import load_base
 from ..data import ConceptData
 from ..resources import concepts_dir
-from . import ablation, everything, observation_1, observation_2, observation_3, sweep
-from .binding import binding
-
-MEASURES = {
-    "observation_1": observation_1,
-    "observation_2": observation_2,
-    "observation_3": observation_3,
-    "ablation": ablation,
-    "binding": binding,
-}
+from . import everything, sweep
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="mixofshow_lite.paper", description=__doc__)
-    parser.add_argument("measure", choices=[*MEASURES, "all", "sweep"])
+    parser.add_argument("measure", choices=[*everything.JOBS, "all", "sweep"])
     parser.add_argument("--base", default="pocket")
     parser.add_argument("--seeds", type=int, default=1, help="tuning runs per concept")
     parser.add_argument("--pictures", type=int, default=4, help="per tuned concept; of `binding`, per prompt")
@@ -36,7 +27,7 @@ def main() -> None:
     data = {p.parent.name: ConceptData(p.parent) for p in sorted(concepts_dir().glob("*/metadata.jsonl"))}
     if args.measure in ("all", "sweep"):
         return longer(args, data)
-    study = MEASURES[args.measure](
+    study = everything.JOBS[args.measure].measure(
         load_base(args.base), args.work, data, seeds=range(args.seeds), n=args.pictures, steps=args.steps
     )
     for words, found in study.differences.items():

@@ -3,7 +3,7 @@
     way                      here
     direct                   one prompt names everyone from left to right
     regions                  a prompt for all ("two friends on the beach") and one for each box
-    regions, friends         the same, and each box's prompt says that there are others: "a red cat and a friend"
+    regions, friends         the same, and each box's prompt says that there are others, and where it stands
     regions, isolated        as `regions`, and self-attention between the boxes is cut
     regions, later           the prompt for all alone for a fifth of the steps, which decides where bodies are
     regions, later, isolated both

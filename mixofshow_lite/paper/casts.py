@@ -11,16 +11,11 @@ from PIL import Image
 
 from ..data import ConceptData
 from ..pocket import conditions, world
-from ..pocket.captions import COUNTS, PLACES, full_name
+from ..pocket.captions import BESIDE, COUNTS, PLACES, full_name
 from ..pocket.concepts import subject as look_of
 from ..regional import Region
 
 TOP = 0.15  # upper edge of the boxes
-BESIDE = {  # number of subjects -> what the prompt of a region adds for each, from left to right
-    1: ("",),
-    2: (" on the left and a friend", " on the right and a friend"),
-    3: (" on the left and two friends", " and two friends", " on the right and two friends"),
-}
 TALLEST = {1: 0.84, 2: 0.62, 3: 0.46}  # subjects of the world's pictures of one, two and three
 
 

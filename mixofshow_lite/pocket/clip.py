@@ -66,7 +66,7 @@ def multi_positive_loss(scores: Tensor, positive: Tensor, ignore: Tensor | None 
 
 
 def short_captions() -> list[list[str]]:
-    """Every class, every class in every colour, every scene: what a picture is read by."""
+    """What a picture is read by: every class (in the order of CLASSES), every class in every colour, every scene."""
     classes, tints = [article(c) for c in CLASSES], [article(f"{colour} {c}") for c in CLASSES for colour in COLORS]
     return [classes, tints, [f"the {PLACES[s][0].split('the ', 1)[1]}" for s in SCENES]]
 
@@ -74,12 +74,14 @@ def short_captions() -> list[list[str]]:
 def batch_loss(
     model, pixels: Tensor, ids: Tensor, right: Tensor, identity: Tensor, short: Tensor, kinds: list[Tensor]
 ) -> tuple[Tensor, dict]:
-    """The three terms on one batch.
+    """The three terms on one batch -> their sum (scalar), {"words", "names", "identity", "scale"} as numbers.
 
-    pixels    (B, 3, s, s)
-    ids       (B, N), right (B, B) bool [picture, caption]
-    identity  (B,), -1 where several subjects are shown
-    short     (S, N) the short captions, kinds: (B, S_k) bool [picture, caption] for each kind of them
+    pixels    (B, 3, s, s) pictures
+    ids       (B, N) token ids of a caption each
+    right     (B, B) bool, which caption (column) is true of which picture (row)
+    identity  (B,) long, -1 where several subjects are shown
+    short     (S, N) token ids of the short captions, kind after kind
+    kinds     for each kind (B, S_k) bool, which of its captions are true of which picture
     """
     x, t = model.encode_image(pixels, normalize=True), model.encode_text(torch.cat([ids, short]), normalize=True)
     scores = model.logit_scale.exp() * x.float() @ t.float().T  # (B, B + S)
@@ -236,8 +238,9 @@ def export(model, config: dict, tokenizer: Path, folder: Path) -> Path:
 def read(images, model=None) -> list[tuple[str, str, str]]:
     """What Pocket CLIP sees in pictures of one subject -> (class, colour, scene) each."""
     scorer = load_scorer(model)
-    cls = [CLASSES[i] for i in choose(images, [article(c) for c in CLASSES], scorer)]
-    scene = [SCENES[i] for i in choose(images, [f"the {PLACES[s][0].split('the ', 1)[1]}" for s in SCENES], scorer)]
+    classes, _, scenes = short_captions()
+    cls = [CLASSES[i] for i in choose(images, classes, scorer)]
+    scene = [SCENES[i] for i in choose(images, scenes, scorer)]
     x = scorer.image_features(images)
     colour = [_colour(row, c, scorer) for row, c in zip(x, cls, strict=True)]
     return list(zip(cls, colour, scene, strict=True))

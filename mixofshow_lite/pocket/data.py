@@ -71,7 +71,7 @@ def render_cache(folder, n: int, seed: int = 0, wide: bool = False, workers: int
     (n, 16, 16) and their captions and parameters to folder/pictures.jsonl; done already, it returns."""
     folder = Path(folder)
     file, done = folder / "images.npy", folder / "pictures.jsonl"
-    if done.exists():
+    if done.exists() and (folder / "cells.npy").exists():  # older caches have none
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(n, 128, 128, 3)).flush()

@@ -25,6 +25,7 @@ from transformers import CLIPTextModel
 
 from . import anatomy, data, muon, tokens
 
+FOCUSED = 0.55  # share of the training in which cells with subjects count more
 GUIDANCE = 4.0  # the shipped model's default scale of classifier-free guidance
 
 
@@ -240,12 +241,17 @@ def cell_weights(cover: torch.Tensor, focus: float) -> torch.Tensor:
     return weights / weights.mean()
 
 
-def train_diffusion(args, device, vae):
-    """Text encoder and U-Net together: epsilon prediction, one prompt in ten left empty for guidance.
+def focus_at(progress: float, focus: float) -> float:
+    """The extra weight of cells with subjects at a progress in [0, 1]: scenes are learned early, bodies late.
 
-    Cells that a subject covers count `1 + focus` times in the first half or so: scenes are learned early, bodies
-    late. The rest is Eq. 1 as it stands, for the weights make lone subjects come in twos.
+    With it to the end, lone subjects came in twos (weights that depend on the picture shift its mean); so Eq. 1 as it
+    stands has the rest of the training.
     """
+    return focus if progress < FOCUSED else 0.0
+
+
+def train_diffusion(args, device, vae):
+    """Text encoder and U-Net together: epsilon prediction, one prompt in ten left empty for guidance."""
     tokenizer = tokens.build_tokenizer(f"{args.start or args.work}/tokenizer")
     moments, ids, cover = encode(args, device, vae, tokenizer)
     empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids[0].to(device)
@@ -276,7 +282,7 @@ def train_diffusion(args, device, vae):
         words = torch.where(torch.rand(args.batch, 1, device=device) < 0.1, empty, words)
         with autocast(device):
             context = text(words).last_hidden_state
-            cells = cell_weights(cover[pick], args.focus if run.budget.progress < 0.55 else 0.0)
+            cells = cell_weights(cover[pick], focus_at(run.budget.progress, args.focus))
             z = scale * (mean + std * torch.randn_like(mean))
             loss = diffusion_loss(compiled, z, context, schedule, cells=cells)
         going = run.update(loss)

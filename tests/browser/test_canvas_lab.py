@@ -153,13 +153,14 @@ class Lab:
 
     def settled(self) -> dict:
         """The stage in view, once it stands still: after a change of theme the page is laid out anew."""
-        frame, before = None, {}
-        while frame != before or frame is None:
-            before = frame
+        seen = []
+        for _ in range(40):
             self.stage.scroll_into_view_if_needed()
+            seen.append(self.stage.bounding_box())
+            if seen[-1] and seen[-2:-1] == seen[-1:]:
+                return seen[-1]
             self.page.wait_for_timeout(250)
-            frame = self.stage.bounding_box()
-        return frame
+        pytest.fail(f"the canvas never stood still: {seen[-3:]}")
 
     def press(self, *keys):
         for key in keys:
