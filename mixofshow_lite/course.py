@@ -56,7 +56,9 @@ def setup(base: str | None = None) -> Kit:
     same for a whole session. Raises what `load_base` raises.
     """
     import matplotlib.pyplot as plt
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of reading weights, which takes a second
     base = base or os.environ.get("MIXOFSHOW_BASE", "pocket")
     warnings.filterwarnings("ignore", category=FutureWarning)
     plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "axes.spines.top": False, "axes.spines.right": False,
