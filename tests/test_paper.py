@@ -124,6 +124,36 @@ def test_observation_3_from_end_to_end(tiny_base, toys, tmp_path, monkeypatch):
     assert (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns == stamp  # kept, not tuned again
 
 
+def test_the_fusion_sweep_measures_every_way_beside_averaging(tiny_base, toys, tmp_path, monkeypatch):
+    import sys
+
+    from mixofshow_lite import paper
+
+    sweeping = sys.modules["mixofshow_lite.paper.fusion_sweep"]
+    monkeypatch.setattr(sweeping, "load_scorer", lambda scorer: scorer)
+    monkeypatch.setattr(
+        sweeping, "image_scores", lambda p, r, s: (s.image_features(p) @ s.image_features(r).T).mean(1).numpy()
+    )
+    seen = []
+    fuse = sweeping.gradient_fusion
+
+    def noted(base, concepts, **settings):
+        seen.append(settings)
+        return fuse(base, concepts, **{**settings, "prompts": ("a {}",), "steps": 1})
+
+    monkeypatch.setattr(sweeping, "gradient_fusion", noted)
+    study = paper.fusion_sweep(
+        tiny_base, tmp_path, toys, groups={"all": list(toys)}, ways={"r 1": {"ridge": 1.0}, "span": {"span": True}},
+        prompts=("a {}", "the {}"), n=1, steps=1, scorer=Eye(),
+    )  # fmt: skip
+    assert [s.get("ridge") for s in seen] == [1.0, None] and seen[1]["span"]
+    assert {row["way"] for row in study.rows} == {"alone", "average", "r 1", "span"} and len(study.rows) == 12
+    assert all(row["drift"] > 0 for row in study.rows if row["way"] != "alone")
+    own = [row["identity"] for row in study.rows if row["way"] == "r 1"]
+    assert study.about["means"]["r 1"]["identity"] == pytest.approx(np.mean(own), abs=1e-4)
+    assert set(study.verdicts) == {f"{way}: more of each identity than by averaging" for way in ("r 1", "span")}
+
+
 def test_observation_2_measures_every_alpha(tiny_base, toys, tmp_path, monkeypatch):
     from mixofshow_lite.paper import observations
 

@@ -107,13 +107,12 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
         phrase, lora, embeddings, name, words = "a cat", {}, {}, "x", ()
 
     monkeypatch.setattr(everything, "tuned", note)
-    for module in ("observations", "fusions"):
-        monkeypatch.setattr(f"mixofshow_lite.paper.{module}.tuned", note)
-        monkeypatch.setattr(
-            f"mixofshow_lite.paper.{module}.image_scores", lambda p, r, s: np.random.default_rng(0).random(len(p))
-        )
-        monkeypatch.setattr(f"mixofshow_lite.paper.{module}.load_scorer", lambda s: s)
-        monkeypatch.setattr(f"mixofshow_lite.paper.{module}.grid_figure", lambda *a: None)
+    for module in ("observations", "fusions", "fusion_sweep"):
+        place = sys.modules[f"mixofshow_lite.paper.{module}"]
+        monkeypatch.setattr(place, "tuned", note)
+        monkeypatch.setattr(place, "image_scores", lambda p, r, s: np.random.default_rng(0).random(len(p)))
+        monkeypatch.setattr(place, "load_scorer", lambda s: s)
+        monkeypatch.setattr(place, "grid_figure", lambda *a: None)
     monkeypatch.setattr("mixofshow_lite.paper.observations.draw", lambda *a, **k: [Image.new("RGB", (8, 8))] * 2)
     monkeypatch.setattr(type(tiny_base), "sample", lambda self, *a, n=1, **k: [Image.new("RGB", (8, 8))] * n)
     monkeypatch.setattr(type(tiny_base), "with_concept", lambda self, *a: self)
@@ -124,6 +123,10 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
     monkeypatch.setattr(casting, "concept_casts", lambda concepts, data: [])
     monkeypatch.setattr(casting, "measure", lambda *a, **k: ([], {}))
     monkeypatch.setattr(casting, "gallery", lambda *a: None)
+    sweeping = sys.modules["mixofshow_lite.paper.fusion_sweep"]  # here too the package's name is the function's
+    monkeypatch.setattr(sweeping, "weight_fusion", lambda base, concepts: base)
+    monkeypatch.setattr(sweeping, "gradient_fusion", lambda base, concepts, **_: base)
+    monkeypatch.setattr(sweeping, "drift", lambda *a, **k: Moved())
     for way, (recipe, _) in everything.WAYS.items():
         monkeypatch.setitem(everything.WAYS, way, (recipe, lambda base, concepts: base))
     job = everything.JOBS[name]
@@ -132,6 +135,10 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
     job.measure(tiny_base, tmp_path, data, n=2, scorer=Eye())
     plan = {(c, r if isinstance(r, str) else r.name, label) for c, r, label in job.tunings}
     assert asked == plan
+
+
+class Moved:
+    share = 0.1
 
 
 class Toy:

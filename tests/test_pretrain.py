@@ -386,3 +386,22 @@ def test_psnr_by_hand():
     errors = [0.5, 0.5, 0.3]  # of values 1, -1, -0.6 in [-1, 1]
     wanted = np.mean([10 * math.log10(4 / e**2) for e in errors])
     assert pretrain.psnr(Halved(), images, torch.device("cpu"), batch=2) == pytest.approx(wanted, abs=0.05)
+
+
+def test_the_decoder_alone_leaves_latents_and_scale_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "psnr", lambda *a: 0.0)
+    monkeypatch.setattr(pretrain, "preview_vae", lambda *a: None)
+    small = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
+        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=128, scaling_factor=0.7,
+    )  # fmt: skip
+    small.save_pretrained(tmp_path / "start" / "vae")
+    args = SimpleNamespace(
+        work=tmp_path, start=tmp_path / "start", decoder=True, vae_pictures=4, vae_minutes=1e-9, vae_batch=2,
+        vae_lr=1e-3, squared=8.0, kl=0.0,
+    )  # fmt: skip
+    trained = pretrain.train_vae(args, torch.device("cpu"))
+    before, after = small.state_dict(), trained.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"decoder", "post_quant_conv"}
+    assert trained.config.scaling_factor == 0.7 and (tmp_path / "vae" / "config.json").is_file()

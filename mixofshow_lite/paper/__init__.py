@@ -7,14 +7,26 @@ fusions         3.3.2   Observation 3: what each way to fuse keeps of an identit
 binding         3.4     what regions do for two and three subjects with attributes
 everything              all of them in pieces of any length
 sweep                   how the pocket model's recipe numbers were chosen
+fusion_sweep            how gradient fusion's defaults were chosen
 study                   rows of measurements, paired differences, saved results
 
 A verdict is an inequality between means of paired differences and its bootstrap interval over concepts and seeds; what
 does not show on a model is reported as not shown.
 """
 
+from .fusion_sweep import fusion_sweep
 from .fusions import observation_3
 from .observations import ablation, observation_1, observation_2
 from .study import Study, difference, saved, tuned
 
-__all__ = ["Study", "ablation", "difference", "observation_1", "observation_2", "observation_3", "saved", "tuned"]
+__all__ = [
+    "Study",
+    "ablation",
+    "difference",
+    "fusion_sweep",
+    "observation_1",
+    "observation_2",
+    "observation_3",
+    "saved",
+    "tuned",
+]

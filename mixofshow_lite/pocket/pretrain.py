@@ -132,8 +132,8 @@ def grid(images: np.ndarray, columns: int) -> Image.Image:
 
 
 def autocast(device):
-    """bf16 where it helps: on CUDA and on CPUs with AVX-512; the weights and the optimizer stay fp32."""
-    return torch.autocast(device.type, torch.bfloat16)
+    """bf16 where it helps; the weights and the optimizer stay fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=muon.fast_bf16(device))
 
 
 def psnr(vae, images, device, batch=16) -> float:
@@ -148,23 +148,36 @@ def psnr(vae, images, device, batch=16) -> float:
 
 
 def train_vae(args, device):
-    """AutoencoderKL on the wide world (patterns and parts included): L1 + squared error + a small KL."""
+    """AutoencoderKL on the wide world (patterns and parts included): L1 + squared error + a small KL.
+
+    `--decoder` trains the decoder alone, on half as many pictures of the plain world too: latents, and with them the
+    U-Net and every tuned concept, stay as they are.
+    """
     images, _ = data.load_cache(data.render_cache(f"{args.work}/wide", args.vae_pictures, seed=1, wide=True))
-    test = np.stack([data.make(2, i, True)[0] for i in range(64)])
+    sources = [images]
+    if args.decoder:
+        plain = data.render_cache(f"{args.work}/plain", args.vae_pictures // 2, seed=4)
+        sources.append(data.load_cache(plain)[0])
+    test = np.stack([data.make(2, i, i % 2 == 0)[0] for i in range(64)])
     torch.manual_seed(0)
     vae = (shipped(AutoencoderKL, args.start, "vae") if args.start else anatomy.build_vae()).to(device)
-    run = Run("vae", args.work, {"vae": vae}, args.vae_minutes, device, 0.998, lr=2e-3)
+    if args.decoder:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    vae.to(memory_format=torch.channels_last)
+    run = Run("vae", args.work, {"vae": vae}, args.vae_minutes, device, 0.998, args.vae_lr, 10 * args.vae_lr)
     rng = np.random.default_rng(run.step)
     going = run.budget.progress < 1
     while going:
-        x = to_tensor(images[np.sort(rng.integers(0, len(images), args.vae_batch))], device)
+        source = sources[run.step % len(sources)]
+        x = to_tensor(source[np.sort(rng.integers(0, len(source), args.vae_batch))], device)
+        x = x.contiguous(memory_format=torch.channels_last)
         with autocast(device):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample
         error = y.float() - x
-        loss = (
-            error.abs().mean() + 2 * error.pow(2).mean() + args.kl * posterior.kl().mean() / posterior.mean[0].numel()
-        )
+        loss = error.abs().mean() + args.squared * error.pow(2).mean()
+        loss = loss + args.kl * posterior.kl().mean() / posterior.mean[0].numel()
         going = run.update(loss)
         if run.step % 250 == 0:
             shown = psnr(vae, test[:16], device)
@@ -177,11 +190,11 @@ def train_vae(args, device):
     run.load_ema()
     print(f"vae held-out PSNR {psnr(vae, test, device):.2f} dB", flush=True)
     preview_vae(vae, test[:8], device, f"{args.work}/vae.png")
-    with torch.no_grad(), autocast(device):
-        z = torch.cat(
-            [vae.encode(to_tensor(images[i : i + 64], device)).latent_dist.sample().float() for i in range(0, 512, 64)]
-        )
-    vae.register_to_config(scaling_factor=float(1 / z.std()))
+    if not args.decoder:
+        with torch.no_grad(), autocast(device):
+            batches = [to_tensor(images[i : i + 64], device) for i in range(0, 512, 64)]
+            z = torch.cat([vae.encode(x).latent_dist.sample().float() for x in batches])
+        vae.register_to_config(scaling_factor=float(1 / z.std()))
     vae.save_pretrained(f"{args.work}/vae")
     return vae
 
@@ -361,6 +374,9 @@ def main():
     parser.add_argument("--vae-pictures", type=int, default=12000)
     parser.add_argument("--vae-minutes", type=float, default=30)
     parser.add_argument("--vae-batch", type=int, default=4)
+    parser.add_argument("--vae-lr", type=float, default=2e-3, help="of Adam; Muon's is 10 times as much")
+    parser.add_argument("--squared", type=float, default=2.0, help="weight of the squared error beside L1")
+    parser.add_argument("--decoder", action="store_true", help="train the autoencoder's decoder alone (with --start)")
     parser.add_argument("--kl", type=float, default=5e-4)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,99 @@
+"""The recorded sweep behind gradient fusion's defaults (paper 3.3.2): ridge, solver and options, on held-out prompts.
+
+    python -m mixofshow_lite.paper fusion_sweep
+
+Two groups of look-alikes are fused in every way of WAYS; each concept is drawn at places and from seeds that no fusion
+records and that observation_3 does not use either, so that nothing is chosen on the pictures that prove it.
+
+identity     image-alignment with the concept's own pictures
+identified   share of the pictures nearest to the right one of the group (chance: 1 / its size)
+drift        how far prompts without any concept moved, relative to the difference between two seeds (one per group)
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..base import DiffusionModel
+from ..data import ConceptData
+from ..evaluation import Scorer, image_scores, load_scorer
+from ..fusion import drift, gradient_fusion, weight_fusion
+from .observations import LOOK_ALIKES, about, grid_figure, identified
+from .study import Study, difference, tuned
+
+GROUPS: dict[str, tuple[str, ...]] = {"rabbits": LOOK_ALIKES, "robots": ("rusty", "volt", "pixel")}
+ALONE, AVERAGE = "alone", "average"
+WAYS: dict[str, dict] = {  # label -> settings of gradient_fusion, all others at their defaults
+    **{f"ridge {ridge:g}": {"ridge": ridge} for ridge in (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)},
+    "ridge auto": {"ridge": "auto"},
+    **{f"towards W0 {ridge:g}": {"ridge": ridge, "towards": "base"} for ridge in (0.3, 0.1, 0.01)},
+    "span": {"span": True},
+    "balance": {"balance": True},
+    "preserve 1": {"preserve": 1.0},
+    "refine 1": {"refine": 1},
+    "no guidance": {"guidance": 1.0},
+    "two prompts": {"prompts": ("photo of a {}", "{}"), "guidance": 1.0},
+    "LBFGS 20/20/5": {"solver": "lbfgs", "iterations": (20, 20, 5)},
+    "LBFGS 500/500/50": {"solver": "lbfgs"},
+}
+HELD_OUT = ("a {} on the moon", "a {} in the desert at sunset")
+SEED = 300
+
+
+def fusion_sweep(
+    base: DiffusionModel,
+    folder,
+    data: Mapping[str, ConceptData],
+    groups: Mapping[str, Sequence[str]] = GROUPS,
+    ways: Mapping[str, dict] = WAYS,
+    prompts: Sequence[str] = HELD_OUT,
+    seeds: Sequence[int] = (0,),
+    n: int = 4,
+    steps: int | None = None,
+    scorer: Scorer | str | None = None,
+) -> Study:
+    """Rows per way, concept and tuning seed: group, identity, identified, drift; the ways include `alone`, `average`.
+
+    The claims compare every way with averaging, identity only; `about["means"]` has all three numbers of each way.
+    """
+    scorer, rows, pictures = load_scorer(scorer), [], {}
+    for group, names in groups.items():
+        references = {name: scorer.image_features(data[name].pictures) for name in names}
+        for seed in seeds:
+            concepts = {name: tuned(base, data[name], "ed_lora", seed, folder, steps=steps) for name in names}
+            for way in (ALONE, AVERAGE, *ways):
+                fused, moved = None, 0.0
+                if way == AVERAGE:
+                    fused = weight_fusion(base, list(concepts.values()))
+                elif way != ALONE:
+                    fused = gradient_fusion(base, list(concepts.values()), progress=False, **ways[way])
+                if fused is not None:
+                    moved = drift(base, fused, seeds=(0, 1), progress=False).share
+                for name, concept in concepts.items():
+                    model = fused or base.with_concept(concept)
+                    drawn = []
+                    for prompt in prompts:
+                        drawn += model.sample(prompt.format(concept.phrase), n=n, seed=SEED, progress=False)
+                    pictures.setdefault((name, way), [drawn[0], drawn[n]])
+                    row = {"group": group, "way": way, "concept": name, "seed": seed}
+                    row["identity"] = float(image_scores(drawn, data[name].pictures, scorer).mean())
+                    row["identified"] = identified(scorer.image_features(drawn), references, name)
+                    rows.append(row | {"drift": moved})
+                found = [row for row in rows if row["way"] == way and row["group"] == group]
+                print(f"{group} {way:18}" + "".join(f"  {k} {v:.3f}" for k, v in means(found).items()), flush=True)
+    options = about(
+        base, prompts=list(prompts), seeds=list(seeds), pictures=n, ways={w: dict(s) for w, s in ways.items()}
+    )
+    study = Study("fusion_sweep", rows, pictures=pictures, about=options)
+    for way in ways:
+        found = difference(rows, "way", way, AVERAGE, "identity")
+        study.claim(f"{way}: more of each identity than by averaging", found)
+    labels = (ALONE, AVERAGE, *ways)
+    study.about["means"] = {way: means([row for row in rows if row["way"] == way]) for way in labels}
+    study.figure = grid_figure(pictures, [name for names in groups.values() for name in names], labels)
+    return study
+
+
+def means(rows: Sequence[dict]) -> dict[str, float]:
+    """Mean identity, identified and drift of some rows."""
+    return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in ("identity", "identified", "drift")}
