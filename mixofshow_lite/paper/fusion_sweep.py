@@ -17,16 +17,16 @@ import numpy as np
 from ..base import DiffusionModel
 from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
-from ..fusion import drift, gradient_fusion, weight_fusion
+from ..fusion import DRIFT_PROMPTS, drift, gradient_fusion, weight_fusion
 from .observations import LOOK_ALIKES, about, grid_figure, identified
 from .study import Study, difference, tuned
 
 GROUPS: dict[str, tuple[str, ...]] = {"rabbits": LOOK_ALIKES, "robots": ("rusty", "volt", "pixel")}
 ALONE, AVERAGE = "alone", "average"
 WAYS: dict[str, dict] = {  # label -> settings of gradient_fusion, all others at their defaults
-    **{f"ridge {ridge:g}": {"ridge": ridge} for ridge in (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)},
+    **{f"ridge {ridge:g}": {"ridge": ridge} for ridge in (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)},
     "ridge auto": {"ridge": "auto"},
-    **{f"towards W0 {ridge:g}": {"ridge": ridge, "towards": "base"} for ridge in (0.3, 0.1, 0.01)},
+    **{f"towards W0 {ridge:g}": {"ridge": ridge, "towards": "base"} for ridge in (0.1, 0.01)},
     "span": {"span": True},
     "balance": {"balance": True},
     "preserve 1": {"preserve": 1.0},
@@ -38,6 +38,7 @@ WAYS: dict[str, dict] = {  # label -> settings of gradient_fusion, all others at
 }
 HELD_OUT = ("a {} on the moon", "a {} in the desert at sunset")
 SEED = 300
+PLAIN = DRIFT_PROMPTS[:2]  # of the drift
 
 
 def fusion_sweep(
@@ -68,7 +69,7 @@ def fusion_sweep(
                 elif way != ALONE:
                     fused = gradient_fusion(base, list(concepts.values()), progress=False, **ways[way])
                 if fused is not None:
-                    moved = drift(base, fused, seeds=(0, 1), progress=False).share
+                    moved = drift(base, fused, PLAIN, seeds=(0, 1), progress=False).share
                 for name, concept in concepts.items():
                     model = fused or base.with_concept(concept)
                     drawn = []
