@@ -47,15 +47,16 @@ class Concept:
     def __post_init__(self):
         self.phrase = self.phrase or " ".join(self.words) or self.class_word
 
-    def save(self, folder: str | Path, preview=None) -> Path:
+    def save(self, folder: str | Path, preview=None, dtype: torch.dtype = torch.float32) -> Path:
         """Write the concept folder, all or nothing; replaces an older concept there (see `formats.folder`).
 
-        `preview` is a PIL picture, or a list of them for a strip. Raises FileExistsError if the folder holds something
+        `preview` is a PIL picture, or a list of them for a strip. With dtype torch.float16 the file is half as large;
+        it is read back as float32, rounded to about 3 digits. Raises FileExistsError if the folder holds something
         else, OSError if it cannot be written.
         """
         from .formats import folder as on_disk
 
-        return on_disk.save(self, Path(folder), preview)
+        return on_disk.save(self, Path(folder), preview, dtype)
 
     @classmethod
     def load(cls, folder: str | Path, base=None, beside: Sequence["Concept"] = ()) -> "Concept":

@@ -41,6 +41,20 @@ def test_a_concept_survives_its_folder(concept, tmp_path):
     assert files == ["README.md", "concept.json", "concept.safetensors"]
 
 
+def test_half_precision_halves_the_file_and_rounds(concept, tmp_path):
+    full = concept.save(tmp_path / "full") / "concept.safetensors"
+    half = concept.save(tmp_path / "half", dtype=torch.float16) / "concept.safetensors"
+    assert all(t.dtype == torch.float16 for t in load_file(half).values())
+    assert sum(t.nbytes for t in load_file(half).values()) * 2 == sum(t.nbytes for t in load_file(full).values())
+    again = Concept.load(tmp_path / "half")
+    for net, factors in concept.lora.items():
+        for module, pair in factors.items():
+            for whole, rounded in zip(pair, again.lora[net][module], strict=True):
+                assert rounded.dtype == torch.float32 and torch.allclose(whole, rounded, rtol=1e-3, atol=1e-6)
+    for word, rows in concept.embeddings.items():
+        assert torch.allclose(again.embeddings[word], rows, rtol=1e-3, atol=1e-6)
+
+
 def test_a_concept_has_no_pictures_and_two_words_a_layer(concept, tmp_path, tiny_base):
     tensors = load_file(concept.save(tmp_path / "bibi") / "concept.safetensors")
     D = tiny_base.text_encoder.config.hidden_size

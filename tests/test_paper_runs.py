@@ -137,6 +137,20 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
     assert asked == plan
 
 
+def test_what_ships_is_small_has_a_strip_and_must_be_there(tiny_base, toys, tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no one-ed_lora-0 tuned on this base"):
+        everything.ship(tiny_base, tmp_path / "work", tmp_path / "out", names=["one"], recipes=["ed_lora"])
+    study.tuned(tiny_base, toys["one"], "ed_lora", 0, tmp_path / "work", steps=1, progress=False)
+    (place,) = everything.ship(tiny_base, tmp_path / "work", tmp_path / "out", names=["one"], recipes=["ed_lora"])
+    shipped = study.kept(place, tiny_base)
+    assert shipped.preview.size == (3 * 64, 64) and place.name == "one-ed_lora-0"
+    size = [
+        (folder / "one-ed_lora-0" / "concept.safetensors").stat().st_size
+        for folder in (tmp_path / "work", place.parent)
+    ]
+    assert size[1] < 0.7 * size[0]
+
+
 class Moved:
     share = 0.1
 

@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -51,7 +52,12 @@ Licence: (whoever shares this folder says here who owns the pictures and what is
 """
 
 
-def save(concept: Concept, folder: Path, preview: Image.Image | Sequence[Image.Image] | None) -> Path:
+def save(
+    concept: Concept,
+    folder: Path,
+    preview: Image.Image | Sequence[Image.Image] | None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """See `Concept.save`."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "concept.json").exists()):
         raise FileExistsError(f"{folder} exists and holds something else than a concept: choose another folder.")
@@ -62,9 +68,8 @@ def save(concept: Concept, folder: Path, preview: Image.Image | Sequence[Image.I
     preview = concept.preview if preview is None else strip(preview)
     with atomic_folder(folder) as temporary:
         # Clones, because safetensors refuses tensors that share memory.
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary / "concept.safetensors"
-        )
+        stored = {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in tensors.items()}
+        save_file(stored, temporary / "concept.safetensors")
         (temporary / "concept.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(card(concept, tensors, preview is not None), encoding="utf-8")
         if preview is not None:
@@ -123,7 +128,7 @@ def load(folder: Path) -> Concept:
                 f"{folder} holds no concept ({name} is missing): give the folder that `save` wrote."
             )
     about = read_about(folder / "concept.json")
-    tensors, _ = read_safetensors(folder / "concept.safetensors")
+    tensors = {k: v.float() for k, v in read_safetensors(folder / "concept.safetensors")[0].items()}
     embeddings = {word: tensors.pop(f"embeddings.{word}", None) for word in about["words"]}
     lora: dict[str, Factors] = {}
     keys = {split(key): key for key in sorted(tensors)}

@@ -1,6 +1,7 @@
 """Measure a claim on the shipped base and save it: python -m mixofshow_lite.paper observation_2 --seeds 2
 
-`all` runs every study, `sweep` the recorded sweep of a recipe's numbers; both go on where they stopped.
+`all` runs every study, `sweep` the recorded sweep of a recipe's numbers; both go on where they stopped. `ship` copies
+the tuned look-alikes to data/tuned, for the notebooks.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from . import everything, sweep
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="mixofshow_lite.paper", description=__doc__)
-    parser.add_argument("measure", choices=[*everything.JOBS, "all", "sweep"])
+    parser.add_argument("measure", choices=[*everything.JOBS, "all", "sweep", "ship"])
     parser.add_argument("--base", default="pocket")
     parser.add_argument("--seeds", type=int, default=1, help="tuning runs per concept")
     parser.add_argument("--pictures", type=int, default=4, help="per tuned concept; of `binding`, per prompt")
@@ -25,6 +26,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="ed_lora", help="of `sweep`")
     args = parser.parse_args()
     data = {p.parent.name: ConceptData(p.parent) for p in sorted(concepts_dir().glob("*/metadata.jsonl"))}
+    if args.measure == "ship":
+        return print(*everything.ship(load_base(args.base), args.work), sep="\n")
     if args.measure in ("all", "sweep"):
         return longer(args, data)
     study = everything.JOBS[args.measure].measure(

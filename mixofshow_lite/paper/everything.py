@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from ..base import DiffusionModel
 from ..checkpoint import Checkpoint
 from ..data import ConceptData
 from ..evaluation import Scorer
+from ..formats.folder import strip
 from ..recipes import Recipe
 from ..resources import data_dir
+from ..tuning import sample_strip
 from .binding import binding
 from .fusion_sweep import GROUPS, fusion_sweep
 from .fusions import WAYS, observation_3
@@ -115,6 +119,30 @@ def run(
     except TimeUp:
         print("The time is used: run it again to go on.")
     return list(dict.fromkeys(name for _, name in todo))
+
+
+def ship(
+    base: DiffusionModel,
+    work: str | Path,
+    out: str | Path | None = None,
+    names: Sequence[str] = LOOK_ALIKES,
+    recipes: Sequence[str] = ("ed_lora", "lora"),
+    seed: int = 0,
+) -> list[Path]:
+    """Write the tuned concepts of `work` that notebooks show to data/tuned: half precision, with a strip of pictures.
+
+    Raises FileNotFoundError if one has not been tuned on this base yet.
+    """
+    out, written = data_dir() / "tuned" if out is None else Path(out), []
+    for place in (f"{name}-{recipe}-{seed}" for recipe in recipes for name in names):
+        concept = kept(Path(work) / place, base)
+        if concept is None:
+            raise FileNotFoundError(
+                f"{work} has no {place} tuned on this base: run `python -m mixofshow_lite.paper all`."
+            )
+        picture = strip(sample_strip(base, concept, seed)).quantize()
+        written.append(concept.save(out / place, preview=picture, dtype=torch.float16))
+    return written
 
 
 def done(out: str | Path, name: str, base: DiffusionModel, seeds: int, n: int) -> bool:
