@@ -32,11 +32,11 @@ from .fusion.gradient import RECORDED
 from .fusion.grams import CONTEXT_LINEAR, GramRecorder, feed
 from .fusion.memory import Column, Memory
 from .fusion.report import STAGES
+from .fusion.settings import RIDGE
 
 ITERATIONS = dict(zip(STAGES, (500, 500, 50), strict=True))  # the paper's
 STEPS, RANK, CHUNK = 20, 4, 4096  # denoising steps recorded, rank of a concept's update, rows made at a time
 TEXT_ROWS, CONTEXT_ROWS = 176, 6  # of one concept, official: two prompts x L layer prompts; two words and the end
-RIDGE = 0.3  # the default, whose loss is reported too; the timed solution has none, as the paper's problem
 SD15_UNET = {  # Stable Diffusion 1.5's configuration, where it differs from diffusers' defaults
     "sample_size": 64,
     "cross_attention_dim": 768,
@@ -159,7 +159,9 @@ def solve(groups: list[Feed], n: int, memory: Memory, solver: str, iterations: d
         else:
             solved = [algebra.lbfgs(normal, factors, "base", iterations[group.stage]) for factors in own]
         seconds[group.stage] += group.count * (time.perf_counter() - start)
-        default = algebra.normal_equations(column, weights, RIDGE)
+        default = algebra.normal_equations(
+            column, weights, RIDGE
+        )  # the timed solution has none, as the paper's problem
         for factors, update in zip(own, solved, strict=True):
             lost += group.count * algebra.loss(update, factors, column, weights)
             nothing = algebra.no_update(group.d_in, len(factors[0][1]))

@@ -137,5 +137,5 @@ def test_the_saved_bars_were_measured_on_the_shipped_weights():
     assert saved["two"]["binding"]["n"] == 100
     assert saved["clip"] == bars._weights_of(load_scorer("pocket"))
     assert set(saved["bars"]) == set(bars.BARS)
-    for what in ("class", "colour", "scene"):
+    for what in ("class", "colour", "scene", "psnr"):
         assert saved["bars"][what]["met"] and saved["bars"][what]["measured"] >= bars.BARS[what]

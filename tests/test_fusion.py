@@ -487,7 +487,7 @@ def test_refining_solves_on_the_fused_models_own_inputs_too(tiny_base, pair, rec
         mixed.append((memory.kept[concept.name, "text encoder"].grams[key] + seen) / 2)
     w = torch.full((2,), 0.5, dtype=torch.float64)
     own = [fusion.weight.layer_factors(tiny_base, pair, "text_encoder", name)[i] for i in range(2)]
-    expected = fusion.algebra.closed_form(fusion.algebra.normal_equations(mixed, w, 0.3), own)
+    expected = fusion.algebra.closed_form(fusion.algebra.normal_equations(mixed, w, fusion.settings.RIDGE), own)
     found = again.report.factors["text_encoder"][name]
     assert torch.allclose(dense(found), dense(expected), atol=1e-5)
     assert (dense(found) - dense(once.report.factors["text_encoder"][name])).abs().max() > 1e-4

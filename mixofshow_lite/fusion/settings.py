@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from ..concept import Concept
 from .report import STAGES
 
+# Chosen by `paper.fusion_sweep` on pictures that no fusion recorded: smaller ridges keep a little more of each identity
+# and move prompts without a concept much more (data/results/fusion_sweep.json).
+RIDGE = 0.1
 PROMPTS = ("photo of a {}", "a {} in the forest", "a {} on the beach", "a picture of a {} in the city")
 PLACE_PROMPTS = ("photo of {}", "a cat in {}", "a blue robot in {}", "two friends in {}")
 PLACES = frozenset(
@@ -34,7 +37,7 @@ class Settings:
     """How a gradient fusion records and solves; equal settings and concepts give the same fused model."""
 
     solver: str = "closed_form"  # or "lbfgs", the paper's
-    ridge: float | str | Sequence = 0.3  # relative to the mean Gram diagonal, or "auto": each layer's own, by leaving
+    ridge: float | str | Sequence = RIDGE  # relative to the mean Gram diagonal, or "auto": each layer's own, by leaving
     # one recorded prompt out in turn; one for all stages, or one per stage
     towards: str | None = None  # where the ridge (or LBFGS's start) is: "average", "base"; None: average, LBFGS: base
     prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None  # with {} for the words; or by concept name;

@@ -24,15 +24,10 @@ from .study import Study, difference, tuned
 GROUPS: dict[str, tuple[str, ...]] = {"rabbits": LOOK_ALIKES, "robots": ("rusty", "volt", "pixel")}
 ALONE, AVERAGE = "alone", "average"
 WAYS: dict[str, dict] = {  # label -> settings of gradient_fusion, all others at their defaults
-    **{f"ridge {ridge:g}": {"ridge": ridge} for ridge in (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)},
+    **{f"ridge {ridge:g}": {"ridge": ridge} for ridge in (1.0, 0.3, 0.1, 0.03)},
     "ridge auto": {"ridge": "auto"},
-    **{f"towards W0 {ridge:g}": {"ridge": ridge, "towards": "base"} for ridge in (0.1, 0.01)},
-    "span": {"span": True},
-    "balance": {"balance": True},
-    "preserve 1": {"preserve": 1.0},
-    "refine 1": {"refine": 1},
-    "no guidance": {"guidance": 1.0},
-    "two prompts": {"prompts": ("photo of a {}", "{}"), "guidance": 1.0},
+    "towards W0 0.1": {"ridge": 0.1, "towards": "base"},
+    "two prompts": {"prompts": ("photo of a {}", "{}"), "guidance": 1.0},  # what the paper records
     "LBFGS 20/20/5": {"solver": "lbfgs", "iterations": (20, 20, 5)},
     "LBFGS 500/500/50": {"solver": "lbfgs"},
 }

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..base import DiffusionModel
 from ..concept import Concept
 from ..fusion import gradient_fusion, peft_fusion, weight_fusion
+from ..fusion.settings import RIDGE
 from .panel import Panel
 from .sampling import to_bytes
 
@@ -42,7 +43,7 @@ class Choice:
         return METHODS[self.method] + ridge + shares
 
 
-def choose(weights: Mapping[str, float] | Iterable[str], method: str = "gradient", ridge: float = 0.3) -> Choice:
+def choose(weights: Mapping[str, float] | Iterable[str], method: str = "gradient", ridge: float = RIDGE) -> Choice:
     """The choice of these concepts: names, or names with weights (0 leaves one out).
 
     Raises ValueError on an unknown method, a ridge or weight that is none, or no concept at all.
@@ -153,12 +154,12 @@ class Playground(Panel):
         self.base, self.prompt, self.n, self.seed, self.steps = base, prompt, n, seed, steps
         self.score, self.options = score, dict(fusing or {})
         self.frames: dict[Choice, Frame] = {}
-        self.weights, self.method, self.ridge = dict.fromkeys(self.concepts, 1.0), "gradient", 0.3
+        self.weights, self.method, self.ridge = dict.fromkeys(self.concepts, 1.0), "gradient", RIDGE
         drawn = {name: self._draw(base.with_concept(c), [c])[name] for name, c in self.concepts.items()}
         self.alone = self._frame(drawn)
 
     def choose(
-        self, weights: Mapping[str, float] | Iterable[str], method: str = "gradient", ridge: float = 0.3
+        self, weights: Mapping[str, float] | Iterable[str], method: str = "gradient", ridge: float = RIDGE
     ) -> None:
         """Make this the choice that is shown; raises ValueError as `choose` does, or on unknown names."""
         choice = choose(weights, method, ridge)
