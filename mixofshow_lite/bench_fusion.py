@@ -159,9 +159,7 @@ def solve(groups: list[Feed], n: int, memory: Memory, solver: str, iterations: d
         else:
             solved = [algebra.lbfgs(normal, factors, "base", iterations[group.stage]) for factors in own]
         seconds[group.stage] += group.count * (time.perf_counter() - start)
-        default = algebra.normal_equations(
-            column, weights, RIDGE
-        )  # the timed solution has none, as the paper's problem
+        default = algebra.normal_equations(column, weights, RIDGE)  # the timed one has no ridge, as in the paper
         for factors, update in zip(own, solved, strict=True):
             lost += group.count * algebra.loss(update, factors, column, weights)
             nothing = algebra.no_update(group.d_in, len(factors[0][1]))
