@@ -6,6 +6,7 @@ a bootstrap over concepts first and their rows second, since the seeds of one co
 """
 
 import csv
+import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -75,7 +76,10 @@ class Study:
         text = json.dumps({"name": self.name, "claims": claims, "about": self.about}, indent=2)
         (folder / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
         if self.figure is not None:
-            self.figure.savefig(folder / f"{self.name}.png", dpi=110)
+            drawn = io.BytesIO()
+            self.figure.savefig(drawn, dpi=110)
+            with Image.open(drawn) as picture:  # 256 colours: a quarter of the size
+                picture.convert("RGB").quantize().save(folder / f"{self.name}.png", optimize=True)
         return folder / f"{self.name}.json"
 
     @classmethod
