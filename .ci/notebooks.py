@@ -5,18 +5,21 @@ has filled them in, and of their tracebacks only the message is kept. What is wr
 folder of this one, no state of widgets, no file over 1 MB.
 """
 
+import base64
+import io
 import re
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 LARGEST = 1_000_000
 
 
 def tidy(notebook, folder: Path) -> None:
-    """Shorten tracebacks, drop widget state, count cells from 1, and name no absolute path."""
+    """Shorten tracebacks, drop widget state, count cells from 1, name no absolute path, and keep pictures small."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -25,6 +28,18 @@ def tidy(notebook, folder: Path) -> None:
                 output.traceback = [f"{output.ename}: {output.evalue}"]
             if output.output_type == "stream":
                 output.text = re.sub(re.escape(str(folder.resolve().parent)) + r"/?", "", output.text)
+            shrink(output.get("data", {}))
+
+
+def shrink(data: dict) -> None:
+    """Of a picture that is there as JPEG too keep that one; write a PNG with 256 colours."""
+    if "image/png" in data and "image/jpeg" in data:
+        del data["image/png"]
+    if "image/png" in data:
+        small = io.BytesIO()
+        with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as picture:
+            picture.convert("RGB").quantize().save(small, "PNG", optimize=True)
+        data["image/png"] = base64.b64encode(small.getvalue()).decode()
 
 
 def run(file: Path) -> None:
