@@ -1,10 +1,15 @@
 """Notebooks as they are committed: run from top to bottom, small, and naming no folder of the machine that ran them."""
 
+import base64
+import importlib.util
+import io
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -28,3 +33,23 @@ def test_a_notebook_is_fit_to_be_opened_anywhere(file):
 
 def test_notebooks_are_numbered_without_a_gap():
     assert [int(file.name[:2]) for file in NOTEBOOKS] == list(range(1, len(NOTEBOOKS) + 1))
+
+
+def test_pictures_of_a_notebook_are_kept_once_and_small():
+    spec = importlib.util.spec_from_file_location("runner", FOLDER.parent / ".ci" / "notebooks.py")
+    runner = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runner)
+    smooth = np.tile(np.linspace(0, 255, 300)[:, None, None], (1, 200, 3)) + np.random.default_rng(0).normal(
+        0, 3, (300, 200, 3)
+    )
+    file = io.BytesIO()
+    Image.fromarray(smooth.clip(0, 255).astype(np.uint8)).save(file, "PNG")
+    png = base64.b64encode(file.getvalue()).decode()
+    both = {"image/png": png, "image/jpeg": "kept as it is"}
+    runner.shrink(both)
+    assert both == {"image/jpeg": "kept as it is"}
+    alone = {"image/png": png}
+    runner.shrink(alone)
+    small = Image.open(io.BytesIO(base64.b64decode(alone["image/png"])))
+    assert len(alone["image/png"]) < 0.6 * len(png) and small.size == (200, 300)
+    assert np.abs(np.asarray(small.convert("RGB"), float) - smooth.clip(0, 255)).mean() < 12
