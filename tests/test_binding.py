@@ -208,7 +208,7 @@ def test_the_study_from_end_to_end(tmp_path):
         (False, False, None, [(0, True)] * 2),
         (False, True, None, [(0, False)] * 2),
         (False, False, None, [(study.LATER, False)] * 2),
-        (False, True, None, [(study.LATER, False)] * 2),
+        (False, True, None, [(0, True)] * 2),
         (True, False, ["cat", "robot"], None),
         (False, False, ["cat", "robot"], [(0, False)] * 2),
     ]
