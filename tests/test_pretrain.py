@@ -329,6 +329,7 @@ def tiny_training(tmp_path, monkeypatch):
     args = Namespace(
         work=str(tmp_path / "work"), out=str(tmp_path / "out"), pictures=6, minutes=60.0, batch=2, lr=1e-3,
         preview_minutes=60.0, vae_pictures=4, vae_minutes=60.0, vae_batch=2, kl=1e-3, start=None, compile=False,
+        vae_lr=2e-3, squared=2.0, decoder=False,
         focus=2.0,
     )  # fmt: skip
     (tmp_path / "work").mkdir()
@@ -397,7 +398,7 @@ def test_the_decoder_alone_leaves_latents_and_scale_as_they_are(tmp_path, monkey
     )  # fmt: skip
     small.save_pretrained(tmp_path / "start" / "vae")
     args = SimpleNamespace(
-        work=tmp_path, start=tmp_path / "start", decoder=True, vae_pictures=4, vae_minutes=1e-9, vae_batch=2,
+        work=tmp_path, start=tmp_path / "start", decoder=True, vae_pictures=4, vae_minutes=0.005, vae_batch=2,
         vae_lr=1e-3, squared=8.0, kl=0.0,
     )  # fmt: skip
     trained = pretrain.train_vae(args, torch.device("cpu"))
