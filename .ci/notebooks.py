@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 LARGEST = 1_000_000
+QUALITY = 75  # of JPEGs, as in `course.small_figures`
 
 
 def tidy(notebook, folder: Path) -> None:
@@ -32,14 +33,13 @@ def tidy(notebook, folder: Path) -> None:
 
 
 def shrink(data: dict) -> None:
-    """Of a picture that is there as JPEG too keep that one; write a PNG with 256 colours."""
-    if "image/png" in data and "image/jpeg" in data:
-        del data["image/png"]
-    if "image/png" in data:
+    """Keep every picture as JPEG only, the first one there or else the PNG turned into one."""
+    png = data.pop("image/png", None)
+    if png and "image/jpeg" not in data:
         small = io.BytesIO()
-        with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as picture:
-            picture.convert("RGB").quantize().save(small, "PNG", optimize=True)
-        data["image/png"] = base64.b64encode(small.getvalue()).decode()
+        with Image.open(io.BytesIO(base64.b64decode(png))) as picture:
+            picture.convert("RGB").save(small, "JPEG", quality=QUALITY)
+        data["image/jpeg"] = base64.b64encode(small.getvalue()).decode()
 
 
 def run(file: Path) -> None:

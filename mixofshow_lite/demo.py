@@ -67,7 +67,8 @@ def demo(
     data = [ConceptData(folder) for folder in chosen(concepts)]
     scorer = load_scorer(clip)  # first, so that a missing extra is said before minutes of tuning
     model = load_base(base)
-    steps = steps or (STEPS if model.base_id.startswith("pocket") else None)
+    if steps is None and model.base_id.startswith("pocket"):
+        steps = STEPS
     a, b = (tuned(model, d, out / "concepts", steps, seed, progress) for d in data)
     print(f"fusing {a.name} and {b.name} by averaging (Eq. 2) and by gradient fusion (3.3.2)")
     fused = {"weight fused": weight_fusion(model, [a, b]), "gradient fused": gradient_fusion(model, [a, b], seed=seed)}

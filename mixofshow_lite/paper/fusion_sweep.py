@@ -77,10 +77,9 @@ def fusion_sweep(
                     rows.append(row | {"drift": moved})
                 found = [row for row in rows if row["way"] == way and row["group"] == group]
                 print(f"{group} {way:18}" + "".join(f"  {k} {v:.3f}" for k, v in means(found).items()), flush=True)
-    options = about(
-        base, prompts=list(prompts), seeds=list(seeds), pictures=n, ways={w: dict(s) for w, s in ways.items()}
-    )
-    study = Study("fusion_sweep", rows, pictures=pictures, about=options)
+    options = {"groups": {k: list(v) for k, v in groups.items()}, "ways": dict(ways), "prompts": list(prompts)}
+    options |= {"seeds": list(seeds), "pictures": n}
+    study = Study("fusion_sweep", rows, pictures=pictures, about=about(base, **options))
     for way in ways:
         found = difference(rows, "way", way, AVERAGE, "identity")
         study.claim(f"{way}: more of each identity than by averaging", found)
