@@ -63,6 +63,25 @@ def test_the_demo_makes_a_figure_a_table_and_concepts(run, tmp_path, monkeypatch
         run(steps=3)  # tuned in another way
 
 
+@pytest.mark.parametrize(
+    ("base_id", "steps", "asked"), [("pocket-v1", None, 200), ("other", None, None), ("pocket-v1", 0, 0)]
+)
+def test_the_default_steps_are_the_pocket_models_alone(run, tiny_base, monkeypatch, base_id, steps, asked):
+    class Enough(Exception):
+        pass
+
+    def stop(base, data, **how):
+        raise Enough(how["steps"])
+
+    model = tiny_base.copy()
+    model.base_id = base_id
+    monkeypatch.setattr(module, "load_base", lambda base: model)
+    monkeypatch.setattr(module, "tune", stop)
+    with pytest.raises(Enough) as found:
+        run(steps=steps)
+    assert found.value.args == (asked,)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_an_interrupted_demo_goes_on_with_the_second_concept(run, tmp_path, monkeypatch):
     tuned, real = [], module.tune

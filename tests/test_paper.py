@@ -119,7 +119,9 @@ def test_observation_3_from_end_to_end(tiny_base, toys, tmp_path, monkeypatch):
     assert study.figure is not None and (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").is_file()
     stamp = (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns
     study.save(tmp_path / "results")
-    assert (tmp_path / "results" / "observation_3.png").is_file()
+    from PIL import Image
+
+    assert Image.open(tmp_path / "results" / "observation_3.png").mode == "P"
     fusions.tuned(tiny_base, toys["one"], "ed_lora", 0, tmp_path / "tuned", steps=1)
     assert (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns == stamp  # kept, not tuned again
 
@@ -151,6 +153,14 @@ def test_the_fusion_sweep_measures_every_way_beside_averaging(tiny_base, toys, t
     assert all(row["drift"] > 0 for row in study.rows if row["way"] != "alone")
     own = [row["identity"] for row in study.rows if row["way"] == "r 1"]
     assert study.about["means"]["r 1"]["identity"] == pytest.approx(np.mean(own), abs=1e-4)
+    concepts = [sweeping.tuned(tiny_base, d, "ed_lora", 0, tmp_path, steps=1) for d in toys.values()]
+    one = next(c for c in concepts if c.name == "one")
+    for way, model in (
+        ("alone", tiny_base.with_concept(one)),
+        ("average", sweeping.weight_fusion(tiny_base, concepts)),
+    ):
+        drawn = model.sample(f"a {one.phrase}", n=1, seed=sweeping.SEED, progress=False)[0]
+        assert np.array_equal(np.asarray(drawn), np.asarray(study.pictures["one", way][0])), way
     assert set(study.verdicts) == {f"{way}: more of each identity than by averaging" for way in ("r 1", "span")}
 
 

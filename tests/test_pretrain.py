@@ -406,3 +406,13 @@ def test_the_decoder_alone_leaves_latents_and_scale_as_they_are(tmp_path, monkey
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"decoder", "post_quant_conv"}
     assert trained.config.scaling_factor == 0.7 and (tmp_path / "vae" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("capability", "fast"), [("AVX2", False), ("AVX512", True)])
+def test_bf16_is_used_only_where_it_is_fast(monkeypatch, capability, fast):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    a = torch.randn(1, 8, 8)
+    with pretrain.autocast(torch.device("cpu")):
+        assert (a @ a).dtype == (torch.bfloat16 if fast else torch.float32)
+    square = muon.orthogonalise(a)
+    assert torch.equal(square, square.bfloat16().float()) == fast  # bf16 leaves eight bits

@@ -78,8 +78,8 @@ class Study:
         if self.figure is not None:
             drawn = io.BytesIO()
             self.figure.savefig(drawn, dpi=110)
-            with Image.open(drawn) as picture:  # 64 colours: a sixth of the size
-                picture.convert("RGB").quantize(64).save(folder / f"{self.name}.png", optimize=True)
+            with Image.open(drawn) as picture:  # 256 colours: a quarter of the size
+                picture.convert("RGB").quantize().save(folder / f"{self.name}.png", optimize=True)
         return folder / f"{self.name}.json"
 
     @classmethod
