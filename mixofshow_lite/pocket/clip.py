@@ -33,7 +33,7 @@ from ..evaluation import Scorer, choose, folder_tokenizer, load_scorer
 from ..resources import data_dir
 from .captions import PLACES, article
 from .clip_data import GROUP, cache_world, claims, look_alikes, swapped_pairs, truth
-from .muon import fast_bf16
+from .pretrain import autocast
 from .world import CLASSES, COLORS, SCENES, Picture, draw_image, held_out, sample, sample_subject
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -181,7 +181,7 @@ def train(
         kinds = [truth(*facts, world.has[take], world.seen[take]).to(device) for facts in asked]
         pixels = disturb(to_pixels(np.stack([world.pictures[r] for r in rows]), device), generator)
         identity = torch.from_numpy(world.identity[rows]).to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=fast_bf16(torch.device(device))):
+        with autocast(torch.device(device)):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             loss, parts = batch_loss(
                 model, pixels, ids[take, pick].to(device), right, identity, torch.cat(short), kinds
