@@ -28,11 +28,10 @@ from .fusion import gradient_fusion, weight_fusion
 from .pocket.captions import BESIDE
 from .regional import Region
 from .resources import concepts_dir
-from .tuning import tune
+from .tuning import recipe_for, tune
 
 PLACE = "on the beach"  # where both are drawn together
 BOXES = ((0.0, 0.1, 0.5, 1.0), (0.5, 0.1, 1.0, 1.0))  # (left, top, right, bottom): the left and the right half
-STEPS = 200  # a third less time than the recipe's 300, and no worse (bibi in data/results/sweep.csv: 0.82 against 0.80)
 MODELS = ("alone", "weight fused", "gradient fused")
 
 
@@ -59,7 +58,7 @@ def demo(
     """Tune two concepts, fuse them both ways, draw and score; writes out/demo.png and out/demo.csv.
 
     concepts  two names under the shipped concepts, or folders; by default the first two look-alikes
-    steps     of tuning each (None: STEPS on Pocket Diffusion, elsewhere the recipe's own)
+    steps     of tuning each (None: the recipe's own)
     n         pictures per block, of seeds seed, seed + 1, ...
     clip      the CLIP that scores, see `evaluation.load_scorer`
     """
@@ -67,8 +66,6 @@ def demo(
     data = [ConceptData(folder) for folder in chosen(concepts)]
     scorer = load_scorer(clip)  # first, so that a missing extra is said before minutes of tuning
     model = load_base(base)
-    if steps is None and model.base_id.startswith("pocket"):
-        steps = STEPS
     a, b = (tuned(model, d, out / "concepts", steps, seed, progress) for d in data)
     print(f"fusing {a.name} and {b.name} by averaging (Eq. 2) and by gradient fusion (3.3.2)")
     fused = {"weight fused": weight_fusion(model, [a, b]), "gradient fused": gradient_fusion(model, [a, b], seed=seed)}
@@ -108,7 +105,8 @@ def tuned(
     base: DiffusionModel, data: ConceptData, folder: Path, steps: int | None, seed: int, progress: bool
 ) -> Concept:
     """The concept of `data`: from `folder` if it was tuned there on this base in the same way, else tuned and saved."""
-    place, how = folder / data.name, {"steps": steps, "seed": seed, "fingerprint": base.fingerprint}
+    own = recipe_for(base, "ed_lora").steps if steps is None else steps
+    place, how = folder / data.name, {"steps": own, "seed": seed, "fingerprint": base.fingerprint}
     note = folder / f"{data.name}.json"  # written last: with it the concept is complete
     if note.is_file() and (place / "concept.json").is_file() and json.loads(note.read_text()) == how:
         print(f"{data.name} is already tuned: {place}")

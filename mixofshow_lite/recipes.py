@@ -31,7 +31,7 @@ class Recipe:
     lr_unet: float = 4e-3
     weight_decay: float = 0.01
     decay: bool = True  # learning rates fall linearly to 0; False: they stay
-    steps: int | None = 300  # None: 500 pictures seen per picture given, as in the official code
+    steps: int | None = 200  # None: 500 pictures seen per picture given, as in the official code
     batch: int = 6
     noises: int = 1  # times each drawn picture is in the batch, every time with its own noise; its prompt is read once
     noise_offset: float = 0.01
@@ -48,8 +48,8 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("textual_inversion", init=("class",), layerwise=False, text_lora=False, unet_lora=None),
-        Recipe("p_plus", init=("class",), text_lora=False, unet_lora=None),
+        Recipe("textual_inversion", init=("class",), layerwise=False, text_lora=False, unet_lora=None, steps=300),
+        Recipe("p_plus", init=("class",), text_lora=False, unet_lora=None, steps=300),
         Recipe("lora", init=("class",), layerwise=False),
         Recipe("ed_lora"),
         Recipe(
@@ -61,6 +61,7 @@ RECIPES: dict[str, Recipe] = {
             unet_lora=r"attn2\.to_[kv]$",
             rank=None,
             lr_unet=5e-4,
+            steps=300,
             batch=3,
             prior=24,
         ),

@@ -2,14 +2,17 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_clip import build_clip
 
+from mixofshow_lite import ConceptData
 from mixofshow_lite import demo as module
 from mixofshow_lite.demo import chosen, demo, format_table, look_alikes, write_figure
+from mixofshow_lite.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -63,23 +66,27 @@ def test_the_demo_makes_a_figure_a_table_and_concepts(run, tmp_path, monkeypatch
         run(steps=3)  # tuned in another way
 
 
-@pytest.mark.parametrize(
-    ("base_id", "steps", "asked"), [("pocket-v1", None, 200), ("other", None, None), ("pocket-v1", 0, 0)]
-)
-def test_the_default_steps_are_the_pocket_models_alone(run, tiny_base, monkeypatch, base_id, steps, asked):
-    class Enough(Exception):
-        pass
+@pytest.mark.filterwarnings("ignore")
+def test_concepts_of_other_default_steps_are_tuned_again(tiny_base, tmp_path, monkeypatch):
+    data, asked, real = ConceptData(write_concept(tmp_path / "data", "ruby", "red")), [], module.tune
 
-    def stop(base, data, **how):
-        raise Enough(how["steps"])
+    def tune(base, data, **how):
+        asked.append(how["steps"])
+        return real(base, data, **(how | {"steps": 1}))
 
-    model = tiny_base.copy()
-    model.base_id = base_id
-    monkeypatch.setattr(module, "load_base", lambda base: model)
-    monkeypatch.setattr(module, "tune", stop)
-    with pytest.raises(Enough) as found:
-        run(steps=steps)
-    assert found.value.args == (asked,)
+    def tuned(steps, default):
+        monkeypatch.setattr(module, "recipe_for", lambda *_: replace(RECIPES["ed_lora"], steps=default))
+        return module.tuned(tiny_base, data, tmp_path / "out", steps, 0, False)
+
+    monkeypatch.setattr(module, "tune", tune)
+    tuned(None, 7)
+    tuned(None, 7)
+    tuned(7, 8)
+    assert asked == [None]  # the recipe's own, once
+    tuned(None, 8)
+    assert asked == [None, None]
+    tuned(0, 8)
+    assert asked == [None, None, 0]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -173,3 +173,56 @@ def test_observation_2_measures_every_alpha(tiny_base, toys, tmp_path, monkeypat
     )
     assert len(study.rows) == 3 * 2 * 2 and len(study.verdicts) == 2
     assert {row["setting"] for row in study.rows} == {"lora 0", "lora 1", "ed_lora 0", "ed_lora 1"}
+
+
+def test_how_many_compares_every_member_before_and_after_at_every_size(tiny_base, toys, tmp_path, monkeypatch):
+    import sys
+    from dataclasses import replace
+
+    from mixofshow_lite import paper
+
+    counting, study_module = (sys.modules[f"mixofshow_lite.paper.{name}"] for name in ("how_many", "study"))
+    scores = lambda p, r, s: (s.image_features(p) @ s.image_features(r).T).mean(1).numpy()  # noqa: E731
+    monkeypatch.setattr(counting, "load_scorer", lambda scorer: scorer)
+    monkeypatch.setattr(counting, "image_scores", scores)
+    ways = {
+        "averaging": counting.weight_fusion,
+        "first only": lambda base, all: counting.weight_fusion(base, all, [1.0] + [0.0] * (len(all) - 1)),
+    }
+    asked = {"names": list(toys), "prompts": ("a {}", "the {}"), "ways": ways, "scorer": Eye(), "steps": 1}
+
+    def strongly(*args, **options):  # one step changes too little to be seen
+        concept = study_module.tuned(*args, **options)
+        lora = {n: {k: (down, 500 * up) for k, (down, up) in found.items()} for n, found in concept.lora.items()}
+        return replace(concept, lora=lora)
+
+    monkeypatch.setattr(counting, "tuned", strongly)
+    sample = type(tiny_base).sample
+    monkeypatch.setattr(type(tiny_base), "sample", lambda *args, **options: sample(*args, steps=2, **options))
+    with pytest.raises(ValueError, match="sizes .4,. with 3 concepts: give sizes from 1 to 3"):
+        paper.how_many(tiny_base, tmp_path, toys, sizes=(4,), **asked)
+    study = paper.how_many(tiny_base, tmp_path, toys, sizes=(3, 2), n=3, **asked)
+    assert [(r["size"], r["way"], r["concept"]) for r in study.rows if r["size"] == 2] == [
+        (2, way, name) for way in ways for name in ("one", "two")
+    ]
+    assert len(study.rows) == 2 * 2 + 2 * 3 and study.about["sizes"] == [2, 3]
+    concepts = [counting.tuned(tiny_base, d, "ed_lora", 0, tmp_path, steps=1) for d in toys.values()]
+    drawn = [  # three pictures dealt out to two prompts
+        picture
+        for prompt, k in (("a {}", 2), ("the {}", 1))
+        for picture in counting.weight_fusion(tiny_base, concepts).sample(
+            prompt.format(concepts[1].phrase), n=k, seed=counting.SEED, progress=False
+        )
+    ]
+    row = next(r for r in study.rows if (r["size"], r["way"], r["concept"]) == (3, "averaging", "two"))
+    assert row["fused"] == pytest.approx(scores(drawn, toys["two"].pictures, Eye()).mean())
+    assert row["kept"] == pytest.approx(row["fused"] - row["single"]) and row["kept"] != 0
+    first = [r for r in study.rows if r["way"] == "first only" and r["concept"] == "one"]
+    assert all(r["kept"] == pytest.approx(0, abs=1e-3) for r in first)  # a fusion that changes nothing loses nothing
+    assert set(study.verdicts) == {
+        "2 concepts: first only keeps more than averaging",
+        "3 concepts: first only keeps more than averaging",
+        "averaging: 3 concepts in one model lose more than 2",
+        "first only: 3 concepts in one model lose more than 2",
+    }
+    assert study.save(tmp_path / "out").with_suffix(".png").is_file()

@@ -107,12 +107,12 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
         phrase, lora, embeddings, name, words = "a cat", {}, {}, "x", ()
 
     monkeypatch.setattr(everything, "tuned", note)
-    for module in ("observations", "fusions", "fusion_sweep"):
+    for module in ("observations", "fusions", "fusion_sweep", "how_many"):
         place = sys.modules[f"mixofshow_lite.paper.{module}"]
         monkeypatch.setattr(place, "tuned", note)
         monkeypatch.setattr(place, "image_scores", lambda p, r, s: np.random.default_rng(0).random(len(p)))
         monkeypatch.setattr(place, "load_scorer", lambda s: s)
-        monkeypatch.setattr(place, "grid_figure", lambda *a: None)
+        monkeypatch.setattr(place, "grid_figure", lambda *a: None, raising=False)  # how_many draws lines
     monkeypatch.setattr("mixofshow_lite.paper.observations.draw", lambda *a, **k: [Image.new("RGB", (8, 8))] * 2)
     monkeypatch.setattr(type(tiny_base), "sample", lambda self, *a, n=1, **k: [Image.new("RGB", (8, 8))] * n)
     monkeypatch.setattr(type(tiny_base), "with_concept", lambda self, *a: self)
@@ -129,6 +129,9 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
     monkeypatch.setattr(sweeping, "drift", lambda *a, **k: Moved())
     for way, (recipe, _) in everything.WAYS.items():
         monkeypatch.setitem(everything.WAYS, way, (recipe, lambda base, concepts: base))
+    counting = sys.modules["mixofshow_lite.paper.how_many"]
+    for way in counting.WAYS:
+        monkeypatch.setitem(counting.WAYS, way, lambda base, concepts: base)
     job = everything.JOBS[name]
     names = {concept for concept, _, _ in job.tunings}
     data = {n: Toy(n) for n in names}

@@ -4,6 +4,7 @@
 
 observations    3.3.1   Observations 1 and 2, the step from LoRA to ED-LoRA one ingredient at a time
 fusions         3.3.2   Observation 3: what each way to fuse keeps of an identity
+how_many        3.3.2   the same against the number of concepts in one model
 binding         3.4     what regions do for two and three subjects with attributes
 everything              all of them in pieces of any length
 sweep                   how the pocket model's recipe numbers were chosen
@@ -16,6 +17,7 @@ does not show on a model is reported as not shown.
 
 from .fusion_sweep import fusion_sweep
 from .fusions import observation_3
+from .how_many import how_many
 from .observations import ablation, observation_1, observation_2
 from .study import Study, difference, saved, tuned
 
@@ -24,6 +26,7 @@ __all__ = [
     "ablation",
     "difference",
     "fusion_sweep",
+    "how_many",
     "observation_1",
     "observation_2",
     "observation_3",

@@ -26,6 +26,7 @@ from ..tuning import sample_strip
 from .binding import binding
 from .fusion_sweep import GROUPS, fusion_sweep
 from .fusions import WAYS, observation_3
+from .how_many import ORDER, how_many
 from .observations import DOMAINS, LOOK_ALIKES, STAIRS, ablation, observation_1, observation_2, stair_label
 from .study import Study, kept, tuned
 
@@ -58,6 +59,7 @@ JOBS: dict[str, Job] = {
         pairs(sum(map(tuple, DOMAINS.values()), ()), ("textual_inversion", "p_plus", "lora", "ed_lora")),
     ),
     "binding": Job(partial(binding, names=LOOK_ALIKES), pairs(LOOK_ALIKES, ("ed_lora",))),
+    "how_many": Job(how_many, pairs(ORDER, ("ed_lora",))),
 }
 
 

@@ -8,7 +8,8 @@ text        text-alignment with the class word in the concept's place
 
 The row "base" is the untuned model with the class word: it bounds identity from below and following from above (Table
 1). The best trial is the one of highest identity that still follows nearly as well as the base. Every row is written
-to data/results/sweep.csv as soon as it is measured, and never measured twice on the same weights.
+to data/results/sweep.csv as soon as it is measured, and never measured twice on the same weights. A trial is named by
+where it leaves the defaults of today: rows that were measured under others have been renamed.
 """
 
 import csv
@@ -31,7 +32,7 @@ GRID: dict[str, tuple] = {  # field of Recipe -> values to try, all others at th
     "lr_words": (3e-3, 1e-2, 3e-2),
     "lr_unet": (1e-3, 2e-3, 4e-3, 8e-3),
     "lr_text": (1e-4, 5e-4, 2e-3),
-    "steps": (150, 300, 600),
+    "steps": (100, 200, 300),
     "noises": (1, 2, 3),
     "background": (0.3, 1.0),
 }
