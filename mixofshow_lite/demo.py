@@ -6,7 +6,7 @@
     weight fused      one model, Eq. 2
     gradient fused    one model, 3.3.2
     both, direct      weight fused               gradient fused      one prompt names both
-    both, regions     weight fused               gradient fused      3.4: each has its own box
+    both, regions     weight fused               gradient fused      3.4: each has its own box, fenced (`isolate`)
 
 Interrupted, it goes on: tuned concepts and checkpoints lie in `out/concepts`.
 """
@@ -131,7 +131,8 @@ def draw(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: i
         Region(f"{who}{beside} {PLACE}", box=box) for who, beside, box in zip((a, b), BESIDE[2], BOXES, strict=True)
     ]
     rows["both, direct"] = [m.sample(f"{a} and {b} {PLACE}", **settings) for m in fused.values()]
-    rows["both, regions"] = [m.sample(f"two friends {PLACE}", regions=regions, **settings) for m in fused.values()]
+    fenced = settings | {"regions": regions, "isolate": True}
+    rows["both, regions"] = [m.sample(f"two friends {PLACE}", **fenced) for m in fused.values()]
     return rows
 
 

@@ -116,7 +116,8 @@ def test_each_concept_is_drawn_in_its_own_region(monkeypatch):
         def with_concept(self, concept):
             return self
 
-        def sample(self, prompt, regions=None, **settings):
+        def sample(self, prompt, regions=None, isolate=False, **settings):
+            assert isolate == (regions is not None)
             self.asked.append((prompt, regions, settings))
             return [prompt]
 
