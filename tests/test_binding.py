@@ -213,7 +213,7 @@ def test_the_study_from_end_to_end(tmp_path):
         (False, False, ["cat", "robot"], [(0, False)] * 2),
     ]
     found.save(tmp_path)
-    assert (tmp_path / "binding.png").stat().st_size > 1000
+    assert (tmp_path / "binding.webp").stat().st_size > 1000
     assert len((tmp_path / "binding.csv").read_text().splitlines()) == 1 + len(found.rows)
 
 

@@ -121,7 +121,7 @@ def test_observation_3_from_end_to_end(tiny_base, toys, tmp_path, monkeypatch):
     study.save(tmp_path / "results")
     from PIL import Image
 
-    assert Image.open(tmp_path / "results" / "observation_3.png").mode == "P"
+    assert Image.open(tmp_path / "results" / "observation_3.webp").mode == "RGB"
     fusions.tuned(tiny_base, toys["one"], "ed_lora", 0, tmp_path / "tuned", steps=1)
     assert (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns == stamp  # kept, not tuned again
 
@@ -225,4 +225,4 @@ def test_how_many_compares_every_member_before_and_after_at_every_size(tiny_base
         "averaging: 3 concepts in one model lose more than 2",
         "first only: 3 concepts in one model lose more than 2",
     }
-    assert study.save(tmp_path / "out").with_suffix(".png").is_file()
+    assert study.save(tmp_path / "out").with_suffix(".webp").is_file()

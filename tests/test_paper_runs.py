@@ -64,7 +64,7 @@ def test_a_saved_study_comes_back(tmp_path):
     assert back.rows == made.rows and back.verdicts == made.verdicts and back.about == made.about
     assert back.verdict() == made.verdict() and back.differences == made.differences
     assert back.table("recipe") == made.table("recipe") and back.figure is None
-    Image.new("RGB", (30, 20), "red").save(tmp_path / "toy.png")
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "toy.webp")
     assert Study.load(tmp_path, "toy").figure.size == (30, 20)
 
 

@@ -1,6 +1,6 @@
 """The paper's section 4 and figure 3 as measurements: one function per claim, each with a verdict and an uncertainty.
 
-    python -m mixofshow_lite.paper observation_1            # saves data/results/observation_1.{csv,json,png}
+    python -m mixofshow_lite.paper observation_1            # saves data/results/observation_1.{csv,json,webp}
 
 observations    3.3.1   Observations 1 and 2, the step from LoRA to ED-LoRA one ingredient at a time
 fusions         3.3.2   Observation 3: what each way to fuse keeps of an identity
