@@ -49,10 +49,11 @@ lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(if $(NOTEBOOKS),notebooks) $(ARGS)
 
 # Speed and memory as ratios within one run, saved to data/results/bench_*.json: sampling and tuning, fusion (Stable
-# Diffusion 1.5's layer sizes too; most of an hour on two cores), regions.
+# Diffusion 1.5's layer sizes too; most of an hour on two cores), regions; and what tuning needs there, estimated.
 bench: $(VENV)/.run
 	$(BIN)/python -m mixofshow_lite.bench
 	$(BIN)/python -m mixofshow_lite.bench_regions
+	$(BIN)/python -m mixofshow_lite.bench_memory
 	$(BIN)/python -m mixofshow_lite.bench_fusion $(ARGS)
 
 pretrain: $(VENV)/.run

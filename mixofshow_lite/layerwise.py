@@ -97,6 +97,7 @@ def encode(text_encoder: nn.Module, bound: Bound, table: Tensor | None, L: int, 
     l holds row l of each word. With `share` every beginning that prompts have in common is computed once: the same
     features up to rounding, and hooks on the text encoder see (rows, 1, D) instead of (prompts, N, D).
     """
+    table = None if (bound.slots < 0).all() else table
     copies = [1 if table is None or (slots < 0).all() else table.shape[1] for slots in bound.slots]
     features = (
         encode_shared(text_encoder, bound, table, copies) if share else encode_all(text_encoder, bound, table, copies)
@@ -116,7 +117,7 @@ def encode_all(text_encoder: nn.Module, bound: Bound, table: Tensor | None, copi
 @contextmanager
 def word_rows(text_encoder: nn.Module, slots: Tensor, layer: Tensor, table: Tensor | None) -> Iterator[None]:
     """While on, the token embedding gives table[slot, layer] where `slots` (S, N) is not -1; `layer` broadcasts."""
-    if table is None or (slots < 0).all():
+    if table is None:
         yield
         return
     rows = table.to(slots.device)[slots.clamp(min=0), layer]  # (S, N, D)
