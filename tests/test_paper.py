@@ -226,3 +226,22 @@ def test_how_many_compares_every_member_before_and_after_at_every_size(tiny_base
         "first only: 3 concepts in one model lose more than 2",
     }
     assert study.save(tmp_path / "out").with_suffix(".webp").is_file()
+
+
+@pytest.mark.parametrize(("lead", "farther"), [(0.4, True), (0.05, False)])
+def test_observation_1_compares_the_two_gaps_at_their_worst(lead, farther):
+    from mixofshow_lite.paper.observations import compare_domains
+
+    rows = [
+        {"domain": d, "concept": f"{d}{c}", "recipe": r, "seed": 0, "value": start + (gap + 0.05 * c) * (r == "lora")}
+        for d, gap in (("in", 0.0), ("out", lead))
+        for c in (-1, 0, 1)
+        for r, start in (("textual_inversion", 0.2), ("p_plus", 0.3), ("lora", 0.25))
+    ]
+    study = Study("observation_1", rows)
+    compare_domains(study)
+    inside, outside, more = study.differences.values()
+    assert inside.mean == pytest.approx(0) and outside.mean == pytest.approx(lead)
+    assert more.mean == pytest.approx(outside.mean - inside.mean)
+    assert more.low == pytest.approx(outside.low - inside.high) and more.high > more.mean
+    assert list(study.verdicts.values()) == [False, True, farther]
