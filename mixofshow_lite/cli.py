@@ -58,7 +58,7 @@ def _demo(commands) -> None:
     c = commands.add_parser("demo", help="tune two look-alikes, fuse them both ways, draw both in one picture")
     c.add_argument("--out", type=Path, default=Path("out"))
     c.add_argument("--concepts", nargs=2, default=(), metavar=("A", "B"), help="shipped names or imagefolders")
-    c.add_argument("--steps", type=int, help="tuning steps of each concept (default on Pocket Diffusion: 200)")
+    c.add_argument("--steps", type=int, help="tuning steps of each concept (default: the recipe's own)")
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("-n", type=int, default=4, help="pictures per block of the figure")
     _base(c)
