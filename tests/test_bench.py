@@ -19,3 +19,14 @@ def test_the_reference_loops_leave_the_base_alone(tiny_base):
     after = {n: w for net in (tiny_base.unet, tiny_base.text_encoder) for n, w in net.named_parameters()}
     assert list(after) == list(before) and all(torch.equal(after[n], w) for n, w in before.items())
     assert tiny_base.text_encoder.config._attn_implementation == "sdpa"
+
+
+def test_what_is_compared_is_measured_in_turns_and_the_fastest_counts():
+    order, times = [], {"a": iter((3.0, 1.0, 2.0)), "b": iter((5.0, 6.0, 4.0))}
+
+    def measure(name):
+        order.append(name)
+        return next(times[name])
+
+    found = bench.in_turns(3, a=lambda: measure("a"), b=lambda: measure("b"))
+    assert found == {"a": 1.0, "b": 4.0} and order == ["a", "b"] * 3
