@@ -67,7 +67,7 @@ def first_concept() -> ConceptData:
     return ConceptData(next(p.parent for p in sorted(concepts_dir().glob("*/metadata.jsonl"))))
 
 
-def tuning_seconds(base: DiffusionModel, data: ConceptData, steps: int = 6) -> float:
+def tuning_seconds(base: DiffusionModel, data: ConceptData, steps: int = 4) -> float:
     """Least seconds of an ED-LoRA step."""
     marks: list[float] = []
     tune(base, data, steps=steps, progress=False, callback=lambda _: marks.append(time.perf_counter()))

@@ -32,7 +32,7 @@ from .recipes import RECIPES
 GB = 1e9
 VAE = 83_653_863  # parameters of Stable Diffusion 1.5's autoencoder
 TOKENS, WORDS_AT = 77, (5, 6)  # "<start> a photo of a V_rand V_class ..."
-WANTED = 15.0  # GB, what a free T4 has
+T4 = 15.0  # GB of a free one
 
 
 class Fused(torch.autograd.Function):
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"saved {args.out}; a free T4 has {WANTED:g} GB")
+    print(f"saved {args.out}; a free T4 has {T4:g} GB")
 
 
 if __name__ == "__main__":

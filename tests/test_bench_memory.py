@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixofshow_lite import bench_memory, layerwise
+from mixofshow_lite import bench_memory, layerwise, lora
 from mixofshow_lite.bench_fusion import networks
 
 
@@ -56,6 +56,9 @@ def test_twice_the_pictures_keep_about_twice_as_much_and_full_precision_more():
     for row in rows.values():
         assert row["peak"] == pytest.approx(sum(v for k, v in row.items() if k != "peak"))
         assert row["weights"] == rows[2, 16, "fp16"]["weights"]
+    linears = [m for net in networks("pocket") for m in lora.attention_linears(net).values()]
+    factors = 4 * sum(m.in_features + m.out_features for m in linears)  # rank 4; each with a gradient and two moments
+    assert rows[2, 16, "fp16"]["LoRA, gradients, AdamW"] == pytest.approx(4 * 4 * factors / 1e9)
 
 
 def test_the_estimate_is_saved(tmp_path, monkeypatch):

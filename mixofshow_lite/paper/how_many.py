@@ -3,7 +3,8 @@
     python -m mixofshow_lite.paper how_many
 
 The first k concepts of an order in which neighbours are no look-alikes are fused in every way, k = 2 ... 14, and every
-member is drawn from the same seeds, at places that no fusion records, by its own model and by the fused one.
+member is drawn from the same seeds, at places that no fusion records, by its own model and by the fused one. Places
+and seeds are observation_3's, not those that fusion_sweep chose the defaults on.
 
 single, fused   image-alignment before and after;  kept = fused - single, 0 is no loss
 identified      share of the pictures nearest to the right one of *all* concepts of the study (chance: 1 / their number)
@@ -17,13 +18,14 @@ from ..base import DiffusionModel
 from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
 from ..fusion import gradient_fusion, weight_fusion
-from .fusion_sweep import HELD_OUT, SEED
+from .fusions import PROMPTS, SEED
 from .observations import about, identified
 from .study import Study, difference, tuned
 
 ORDER = ("bibi", "rusty", "mochi", "kiki", "volt", "fern", "momo", "pixel", "bruno", "tango", "lava", "polka", "beetle",
          "zigzag")  # fmt: skip
 SIZES = (2, 3, 5, 8, 14)
+UNRECORDED = PROMPTS[1:]
 WAYS: dict[str, Callable] = {
     "averaging": weight_fusion,
     "gradient fusion": lambda base, concepts: gradient_fusion(base, concepts, progress=False),
@@ -40,7 +42,7 @@ def how_many(
     names: Sequence[str] = ORDER,
     sizes: Sequence[int] = SIZES,
     ways: Mapping[str, Callable] = WAYS,
-    prompts: Sequence[str] = HELD_OUT,
+    prompts: Sequence[str] = UNRECORDED,
     seeds: Sequence[int] = (0,),
     n: int = 4,
     steps: int | None = None,
@@ -58,13 +60,11 @@ def how_many(
     references = {name: scorer.image_features(data[name].pictures) for name in names}
 
     def draw(model, concept) -> list:
-        share = [len(range(i, n, len(prompts))) for i in range(len(prompts))]
-        drawn = [
-            model.sample(p.format(concept.phrase), n=k, seed=SEED, progress=False)
-            for p, k in zip(prompts, share, strict=True)
-            if k
-        ]
-        return [picture for row in drawn for picture in row]
+        asked = [prompts[i % len(prompts)] for i in range(n)]
+        drawn = []
+        for prompt in dict.fromkeys(asked):
+            drawn += model.sample(prompt.format(concept.phrase), n=asked.count(prompt), seed=SEED, progress=False)
+        return drawn
 
     for seed in seeds:
         concepts = {name: tuned(base, data[name], "ed_lora", seed, folder, steps=steps) for name in names[: max(sizes)]}

