@@ -11,7 +11,7 @@ from mixofshow_lite.bench_fusion import networks
 
 
 def test_kept_counts_each_storage_once_and_no_weights():
-    linear, x = nn.Linear(3, 4), torch.ones(2, 3)
+    linear, x = nn.Linear(3, 4), torch.ones(2, 3, requires_grad=True)  # its gradient needs the weights
     with bench_memory.Kept(linear) as kept:
         linear(x).relu().square().sum()
     assert kept.bytes == x.nbytes + 2 * 4 * 4  # the input, and one output that relu and square share
