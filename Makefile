@@ -52,6 +52,7 @@ lab: $(VENV)/.lab
 # Diffusion 1.5's layer sizes too; most of an hour on two cores), regions; and what tuning needs there, estimated.
 bench: $(VENV)/.run
 	$(BIN)/python -m mixofshow_lite.bench
+	$(BIN)/python -m mixofshow_lite.bench sd15
 	$(BIN)/python -m mixofshow_lite.bench_regions
 	$(BIN)/python -m mixofshow_lite.bench_memory
 	$(BIN)/python -m mixofshow_lite.bench_fusion $(ARGS)

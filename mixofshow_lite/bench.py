@@ -1,5 +1,8 @@
 """Speed and memory in one run, as ratios: `make bench` prints the table and writes data/results/bench_<base>.json.
 
+    python -m mixofshow_lite.bench pocket   # the shipped model
+    python -m mixofshow_lite.bench sd15     # tuning alone, random weights in Stable Diffusion 1.5's shapes, no download
+
 row              against
 four pictures    the bare U-Net calls of the same 25 guided steps
 two regions      the same pictures without regions
@@ -17,14 +20,17 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from . import layerwise
 from .base import DiffusionModel, denoising_loss, draw_noise, load_base
+from .bench_regions import random_sd15
 from .concept import bind
 from .data import ConceptData, fit
+from .recipes import Recipe
 from .regional import Region
 from .resources import concepts_dir
 from .tuning import attach, recipe_for, tune
@@ -50,16 +56,16 @@ def in_turns(turns: int, **measures: Callable[[], float]) -> dict[str, float]:
     return {name: min(each[name] for each in found) for name in measures}
 
 
-def unet_seconds(base: DiffusionModel, batch: int, backward: bool) -> float:
+def unet_seconds(base: DiffusionModel, batch: int, backward: bool, repeats: int = 3) -> float:
     """One call of the bare U-Net on `batch` noisy latents, with or without the backward pass to inputs and context."""
     z = base.noise(batch, 0).to(base.device, base.dtype)  # (B, C, h, w)
     context = base.context(["a red cat on the beach"] * batch).to(base.dtype)  # (B, L, N, D)
     t = torch.full((batch,), 500, device=base.device)
     if not backward:
         with torch.no_grad():
-            return seconds(lambda: base.unet(z, t, context))
+            return seconds(lambda: base.unet(z, t, context), repeats)
     z, context = z.requires_grad_(), context.requires_grad_()
-    return seconds(lambda: base.unet(z, t, context).sample.square().mean().backward())
+    return seconds(lambda: base.unet(z, t, context).sample.square().mean().backward(), repeats)
 
 
 def first_concept() -> ConceptData:
@@ -67,14 +73,14 @@ def first_concept() -> ConceptData:
     return ConceptData(next(p.parent for p in sorted(concepts_dir().glob("*/metadata.jsonl"))))
 
 
-def tuning_seconds(base: DiffusionModel, data: ConceptData, steps: int = 4) -> float:
-    """Least seconds of an ED-LoRA step."""
+def tuning_seconds(base: DiffusionModel, data: ConceptData, recipe: Recipe, steps: int = 4) -> float:
+    """Least seconds of a step, the first left out."""
     marks: list[float] = []
-    tune(base, data, steps=steps, progress=False, callback=lambda _: marks.append(time.perf_counter()))
+    tune(base, data, recipe, steps=steps, progress=False, callback=lambda _: marks.append(time.perf_counter()))
     return min(b - a for a, b in zip(marks, marks[1:], strict=False))
 
 
-def text_seconds(base: DiffusionModel, prompts: list[str], words: tuple[str, ...]) -> float:
+def text_seconds(base: DiffusionModel, prompts: list[str], words: tuple[str, ...], repeats: int = 3) -> float:
     """The bare text encoder forward and backward on as many tokens as B prompts have distinct beginnings."""
     model, L = base.copy(), len(base.layers)
     if base.device.type == "cpu":
@@ -86,18 +92,18 @@ def text_seconds(base: DiffusionModel, prompts: list[str], words: tuple[str, ...
     start = torch.zeros((), device=base.device, requires_grad=True)
     embedding = model.text_encoder.get_input_embeddings()
     embedding.register_forward_hook(lambda module, args, out: out + start.to(out.dtype))  # so that gradients flow back
-    return seconds(lambda: model.text_encoder(ids)[0].square().mean().backward())
+    return seconds(lambda: model.text_encoder(ids)[0].square().mean().backward(), repeats)
 
 
-def official_seconds(base: DiffusionModel, data: ConceptData, fused: bool, steps: int = 5) -> float:
+def official_seconds(base: DiffusionModel, data: ConceptData, recipe: Recipe, fused: bool, steps: int = 5) -> float:
     """Least seconds of a step that does what the official loop does, on the same model, batch and LoRAs.
 
     It encodes the pictures at each step, runs the text encoder on all L prompts of each from the first token to the
     last, and trains the whole table of token embeddings, old rows put back afterwards. `fused`: with the attention
     kernels that diffusers and transformers choose, as a loop built on them has; else with this library's.
     """
-    recipe, model = recipe_for(base, "ed_lora"), base.copy()
-    words, L, generator = ("<v1>", "<v2>"), len(base.layers), torch.Generator().manual_seed(0)
+    model, words = base.copy(), ("<v1>", "<v2>")
+    L, generator = len(base.layers), torch.Generator().manual_seed(0)
     attach(model, recipe, seed=0)
     rows = init_rows(base, recipe, words, data.class_word or "thing", 0)
     old = base.text_encoder.get_input_embeddings().weight.detach().float()  # (vocabulary, D)
@@ -133,51 +139,80 @@ def official_seconds(base: DiffusionModel, data: ConceptData, fused: bool, steps
         layerwise.PLAIN = kept
 
 
-def run(base: DiffusionModel, steps: int = 25, turns: int = 4) -> dict:
-    """All rows, with the machine they were measured on; seconds are of this run, the ratios are what to compare."""
-    prompt, data, recipe = "two friends on the beach", first_concept(), recipe_for(base, "ed_lora")
+def sampling(base: DiffusionModel, steps: int = 25, turns: int = 8) -> tuple[dict, dict]:
+    """Seconds and ratios of drawing four pictures."""
+    prompt = "two friends on the beach"
     regions = [Region("a red cat", box=(0, 0.1, 0.5, 1)), Region("a blue robot", box=(0.5, 0.1, 1, 1))]
-    words = ("<v1>", "<v2>")
-    prompts = data.prompts(" ".join(words))[: recipe.batch]
     plain, regional, bare = in_turns(
         turns,
         plain=lambda: seconds(lambda: base.sample(prompt, n=4, steps=steps, progress=False), 1),
         regional=lambda: seconds(lambda: base.sample(prompt, n=4, steps=steps, regions=regions, progress=False), 1),
         bare=lambda: unet_seconds(base, 8, False),
     ).values()
-    step, unet, text, official, careful = in_turns(
-        turns,
-        step=lambda: tuning_seconds(base, data),
-        unet=lambda: unet_seconds(base, recipe.batch, True),
-        text=lambda: text_seconds(base, prompts, words),
-        official=lambda: official_seconds(base, data, True, 3),
-        careful=lambda: official_seconds(base, data, False, 3),
-    ).values()
+    ratios = {"sampling over its U-Net calls": plain / (steps * bare), "two regions over none": regional / plain}
+    return {"four pictures": plain, "four with two regions": regional}, ratios
+
+
+def tuning(
+    base: DiffusionModel, data: ConceptData, recipe: Recipe, turns: int = 8, repeats: int = 3, careful: bool = True
+) -> tuple[dict, dict]:
+    """Seconds and ratios of a step; `careful` also measures the official loop with this library's attention."""
+    words = ("<v1>", "<v2>")
+    prompts = data.prompts(" ".join(words))[: recipe.batch]
+    measures = {
+        "step": lambda: tuning_seconds(base, data, recipe, repeats + 1),
+        "unet": lambda: unet_seconds(base, recipe.batch, True, repeats),
+        "text": lambda: text_seconds(base, prompts, words, repeats),
+        "official": lambda: official_seconds(base, data, recipe, True, repeats),
+        "careful": lambda: official_seconds(base, data, recipe, False, repeats),
+    }
+    if not careful:
+        del measures["careful"]
+    found = in_turns(turns, **measures)
+    step, unet, text, official = (found[name] for name in ("step", "unet", "text", "official"))
+    took = {
+        "tuning step": step,
+        "of it U-Net, at least": unet,
+        "of it text encoder, at least": text,
+        "of it LoRA, AdamW and the rest": step - unet - text,
+        "a step as the official loop does it": official,
+    }
+    ratios = {"tuning step over its floor": step / (unet + text), "official step over ours": official / step}
+    if careful:
+        ratios["official step with our attention over ours"] = found["careful"] / step
+    return took, ratios
+
+
+def run(shapes: str = "pocket") -> dict:
+    """All rows, with the machine they were measured on; seconds are of this run, the ratios are what to compare."""
+    data = first_concept()
+    if shapes == "sd15":
+        cuda = torch.cuda.is_available()
+        device, dtype = torch.device("cuda" if cuda else "cpu"), torch.float16 if cuda else torch.float32
+        base = random_sd15(device, dtype, autoencoder=True)
+        data.pictures, data.masks = [p.resize(base.size[::-1]) for p in data.pictures], [None] * len(data)
+        # one client's step on one GPU; the loss of Eq. 1 alone, which is all that the reference loop computes
+        recipe = replace(recipe_for(base, "ed_lora"), batch=2, variants=1, background=1.0, attention=0.0)
+        took, ratios = tuning(base, data, recipe, turns=2, repeats=1, careful=False)
+    else:
+        base = load_base(shapes)
+        took, ratios = sampling(base)
+        recipe = recipe_for(base, "ed_lora")
+        for found, more in zip((took, ratios), tuning(base, data, recipe), strict=True):
+            found |= more
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
     return {
-        "command": "make bench",
+        "command": f"python -m mixofshow_lite.bench {shapes}",
         "base": base.base_id,
         "device": torch.cuda.get_device_name()
         if base.device.type == "cuda"
         else f"CPU, {torch.get_num_threads()} threads",
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "pixels, pictures a step": [*base.size, recipe.batch],
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "seconds": {
-            "four pictures": plain,
-            "four with two regions": regional,
-            "tuning step": step,
-            "of it U-Net, at least": unet,
-            "of it text encoder, at least": text,
-            "of it LoRA, AdamW and the rest": step - unet - text,
-            "a step as the official loop does it": official,
-        },
-        "ratios": {
-            "sampling over its U-Net calls": plain / (steps * bare),
-            "two regions over none": regional / plain,
-            "tuning step over its floor": step / (unet + text),
-            "official step over ours": official / step,
-            "official step with our attention over ours": careful / step,
-        },
+        "seconds": took,
+        "ratios": ratios,
         "peak memory GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
     }
 
@@ -193,7 +228,7 @@ def save(result: dict, folder: Path) -> Path:
 
 
 def main() -> None:
-    result = run(load_base(sys.argv[1] if len(sys.argv) > 1 else "pocket"))
+    result = run(*sys.argv[1:])
     for kind in ("seconds", "ratios"):
         for name, value in result[kind].items():
             print(f"{name:<46}{value:9.2f}{' s' if kind == 'seconds' else ' x'}")

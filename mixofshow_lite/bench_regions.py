@@ -80,8 +80,11 @@ def official_attention(model: DiffusionModel, regions, cells: tuple[int, int]):
             module.set_processor(processor)
 
 
-def random_sd15(device: torch.device, dtype: torch.dtype) -> DiffusionModel:
-    """A model of Stable Diffusion 1.5's shapes with random weights and the pocket model's words; a small VAE."""
+def random_sd15(device: torch.device, dtype: torch.dtype, autoencoder: bool = False) -> DiffusionModel:
+    """A model of Stable Diffusion 1.5's shapes with random weights and the pocket model's words.
+
+    `autoencoder`: of its shapes too; else a small one, where pictures are not what is timed.
+    """
     pocket = load_base("pocket", device="cpu", dtype=torch.float32)
     tokenizer = pocket.tokenizer.__class__.from_pretrained(pocket.tokenizer.name_or_path, model_max_length=77)
     torch.manual_seed(0)
@@ -100,10 +103,11 @@ def random_sd15(device: torch.device, dtype: torch.dtype) -> DiffusionModel:
         )
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
         vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
+            block_out_channels=(128, 256, 512, 512) if autoencoder else (8, 8, 8, 8),
+            layers_per_block=2 if autoencoder else 1,
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=4,
+            norm_num_groups=32 if autoencoder else 4,
         )
     nets = {"text_encoder": text.to(dtype), "unet": unet.to(dtype), "vae": vae.to(dtype)}
     return DiffusionModel(tokenizer=tokenizer, scheduler=pocket.scheduler, base_id="sd15-shapes", **nets)

@@ -206,4 +206,4 @@ def make_optimizer(model: DiffusionModel, rows: dict[str, Tensor], recipe: Recip
         trainable = [weight for weight in net.parameters() if weight.requires_grad]
         if trainable:
             groups.append({"params": trainable, "lr": lr})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=recipe.weight_decay, fused=True)

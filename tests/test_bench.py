@@ -4,6 +4,7 @@ import torch
 
 from mixofshow_lite import bench, layerwise
 from mixofshow_lite.data import ConceptData
+from mixofshow_lite.recipes import RECIPES
 from mixofshow_lite.resources import concepts_dir
 
 
@@ -12,7 +13,7 @@ def test_the_reference_loops_leave_the_base_alone(tiny_base):
     before = {n: w.clone() for net in (tiny_base.unet, tiny_base.text_encoder) for n, w in net.named_parameters()}
     plain = layerwise.PLAIN
     for fused in (True, False):
-        assert bench.official_seconds(tiny_base, data, fused, steps=1) > 0
+        assert bench.official_seconds(tiny_base, data, RECIPES["ed_lora"], fused, steps=1) > 0
     assert bench.text_seconds(tiny_base, data.prompts("<v1> <v2>")[:2], ("<v1>", "<v2>")) > 0
     assert bench.unet_seconds(tiny_base, 2, backward=True) > 0
     assert layerwise.PLAIN == plain

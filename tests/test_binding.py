@@ -211,6 +211,7 @@ def test_the_study_from_end_to_end(tmp_path):
         (False, True, None, [(0, True)] * 2),
         (True, False, ["cat", "robot"], None),
         (False, False, ["cat", "robot"], [(0, False)] * 2),
+        (False, False, ["cat", "robot"], [(0, True)] * 2),
     ]
     found.save(tmp_path)
     assert (tmp_path / "binding.webp").stat().st_size > 1000

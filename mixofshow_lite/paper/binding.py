@@ -7,7 +7,7 @@
     regions, isolated            as `regions`, and self-attention between the boxes is cut
     regions, later               the prompt for all alone for a fifth of the steps, which decides where bodies are
     regions, friends, isolated   words and fence together
-    ... + pose                   the first two with a spatial condition that is laid out from the boxes
+    ... + pose                   with a spatial condition as well, a keypose that is laid out from the boxes
     drawn                        the world's own pictures: what the reader can tell at best
 
 Pocket CLIP reads every box, cropped, of every picture:
@@ -40,12 +40,13 @@ from ..fusion import gradient_fusion
 from ..pocket import conditions, world
 from ..pocket.bars import rate
 from ..pocket.captions import article, full_name
+from ..spatial import load_adapter
 from .casts import Cast, concept_casts, drawn, word_casts
 from .observations import about
 from .study import Study, difference, tuned
 
 WAYS = ("direct", "regions", "regions, friends", "regions, isolated", "regions, later", "regions, friends, isolated")
-POSED = ("direct + pose", "regions + pose")
+POSED = ("direct + pose", "regions + pose", "regions, friends + pose")
 NUMBERS = ("present", "placed", "coloured", "wearing", "own", "all placed", "all own")
 SEED = 200  # of the first picture
 LATER = 0.2  # the fraction of the steps before "regions, later"
@@ -68,6 +69,13 @@ def draw(model: DiffusionModel, cast: Cast, way: str, n: int, seed: int, conditi
 def keypose(adapter, scale: float = 1.0) -> Callable:
     """The condition of a keypose adapter: (regions, classes) -> what `sample(spatial=...)` takes."""
     return lambda regions, classes: (adapter, conditions.keypose_layout(regions, classes=classes), scale)
+
+
+def shipped_keypose(base: DiffusionModel) -> Callable | None:
+    """The condition of the keypose adapter that ships with the pocket model; None for another base."""
+    if not base.base_id.startswith("pocket"):
+        return None
+    return keypose(load_adapter("pocket-keypose", base.device, base.dtype))
 
 
 def crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
@@ -149,10 +157,12 @@ def binding(
     names       shipped concepts that are tuned (kept in `folder`, see `study.tuned`; `seeds` and `steps` are those of
                 tuning), fused and cast as well
     n           pictures of each cast in each way, of the same picture seeds
-    condition   draws the spatial condition (`keypose(adapter)`); without one the posed ways are left out
+    condition   draws the spatial condition (`keypose(adapter)`); by default the shipped adapter's, if it is for this
+                base; without one the posed ways are left out
     casts       in the base's own words, by default `word_casts()`
     """
     scorer = load_scorer(scorer)
+    condition = condition or shipped_keypose(base)
     ways = ("drawn", *WAYS, *(POSED if condition else ()))
     casts = word_casts() if casts is None else casts
     rows, pictures = measure(base, casts, ways, n, SEED, scorer, condition)
@@ -172,6 +182,7 @@ def binding(
     claims(study, "words", "direct + pose", "direct", ("present",))
     claims(study, "words", "regions + pose", "direct + pose", ("own", "coloured", "wearing"))
     claims(study, "words", "regions + pose", "regions", ("placed",))
+    claims(study, "words", "regions, friends + pose", "regions, friends", ("present", "placed", "own"))
     claims(study, "concepts", "regions", "direct", ("own",))
     means, in_place = summary(rows)
     settings = {"tuned": list(names), "seeds": list(seeds), "pictures": n, "prompts": [cast.direct for cast in casts]}
