@@ -260,6 +260,14 @@ def test_trials_change_one_knob_at_a_time():
     assert len(found) == sum(v != default[k] for k, values in sweep.GRID.items() for v in values)
 
 
+def test_a_rate_of_what_is_not_tuned_is_not_tried():
+    words_only = sweep.trials("p_plus")
+    assert any("lr_words" in label for label in words_only)
+    assert not any("lr_unet" in label or "lr_text" in label for label in words_only)
+    drawn = sweep.trials("custom_diffusion")
+    assert any("lr_unet" in label for label in drawn) and not any("lr_text" in label for label in drawn)
+
+
 def test_asked_places_are_in_no_caption_of_the_shipped_concepts():
     from mixofshow_lite.resources import concepts_dir
 

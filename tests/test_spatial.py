@@ -294,3 +294,20 @@ def test_the_loss_with_an_adapter_is_the_loss_with_its_residuals(tiny_base, adap
         bare = tiny_base.unet(z, t, c).sample
     assert torch.equal(found, wanted) and torch.equal(plain, bare)
     assert not torch.allclose(found, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["keypose", "sketch"])
+def test_the_shipped_adapters_put_a_subject_where_they_are_told(kind):
+    """The same prompt and noise, the condition on the left and on the right: the red cat goes with it."""
+    model, where = load_base("pocket", device="cpu"), []
+    adapter = load_adapter(f"pocket-{kind}", device="cpu")
+    draw_layout = {"keypose": conditions.keypose_layout, "sketch": conditions.sketch_layout}[kind]
+    for left in (0.05, 0.45):
+        picture = draw_layout([Region("a red cat", box=(left, 0.3, left + 0.5, 0.95))])
+        drawn = model.sample(
+            "a red cat in the snow", seed=5, steps=10, spatial=(adapter, picture, 1.0), progress=False
+        )[0]
+        red, green, blue = np.moveaxis(np.asarray(drawn, dtype=float), -1, 0)
+        body = (red > 1.5 * np.maximum(green, blue)).sum(0)  # red pixels of every column
+        where.append((body * np.arange(len(body))).sum() / body.sum() / len(body))
+    assert where[0] < 0.4 and where[1] > 0.6

@@ -44,9 +44,12 @@ KEY = FIELDS[:6]
 
 
 def trials(recipe: str, grid: Mapping[str, Sequence] = GRID) -> dict[str, Recipe]:
-    """Label -> recipe: the default itself, then each knob's other values."""
+    """Label -> recipe: the default itself, then each knob's other values; rates of what it does not tune are left out."""
     default = RECIPES[recipe]
-    changes = [{knob: value} for knob, values in grid.items() for value in values if value != getattr(default, knob)]
+    idle = {"lr_text"} if not default.text_lora else set()
+    idle |= {"lr_unet"} if default.unet_lora is None else set()
+    knobs = {knob: values for knob, values in grid.items() if knob not in idle}
+    changes = [{knob: value} for knob, values in knobs.items() for value in values if value != getattr(default, knob)]
     labelled = {" ".join(f"{k}={v:g}" for k, v in change.items()): replace(default, **change) for change in changes}
     return {"default": default} | labelled
 
