@@ -44,7 +44,7 @@ KEY = FIELDS[:6]
 
 
 def trials(recipe: str, grid: Mapping[str, Sequence] = GRID) -> dict[str, Recipe]:
-    """Label -> recipe: the default itself, then each knob's other values; rates of what it does not tune are left out."""
+    """Label -> recipe: the default, then each knob's other values; rates of what it does not tune are left out."""
     default = RECIPES[recipe]
     idle = {"lr_text"} if not default.text_lora else set()
     idle |= {"lr_unet"} if default.unet_lora is None else set()
