@@ -162,6 +162,36 @@ def test_the_fusion_sweep_measures_every_way_beside_averaging(tiny_base, toys, t
         drawn = model.sample(f"a {one.phrase}", n=1, seed=sweeping.SEED, progress=False)[0]
         assert np.array_equal(np.asarray(drawn), np.asarray(study.pictures["one", way][0])), way
     assert set(study.verdicts) == {f"{way}: more of each identity than by averaging" for way in ("r 1", "span")}
+    by_group = study.about["means by group"]
+    assert list(by_group) == ["all"] and by_group["all"] == study.about["means"]
+    shown = {text.get_text(): text.xy for text in study.figure.axes[0].texts}
+    assert shown.keys() == {"average", "r 1", "span"}
+    assert shown["span"] == (by_group["all"]["span"]["drift"], by_group["all"]["span"]["identity"])
+
+
+def test_the_options_of_a_fusion_are_compared_with_the_default(tiny_base, toys, tmp_path, monkeypatch):
+    import sys
+
+    from mixofshow_lite.paper import everything
+
+    sweeping = sys.modules["mixofshow_lite.paper.fusion_sweep"]
+    monkeypatch.setattr(sweeping, "load_scorer", lambda scorer: scorer)
+    monkeypatch.setattr(sweeping, "image_scores", lambda p, r, s: np.ones(len(p)))
+    asked = []
+
+    def noted(base, concepts, **settings):
+        asked.append({k: v for k, v in settings.items() if k != "progress"})
+        return base.with_words(*concepts)
+
+    monkeypatch.setattr(sweeping, "gradient_fusion", noted)
+    study = everything.JOBS["fusion_options"].measure(
+        tiny_base, tmp_path, toys, groups={"all": list(toys)}, prompts=("a {}", "the {}"), n=1, steps=1, scorer=Eye()
+    )
+    assert study.name == "fusion_options" and asked == list(sweeping.OPTIONS.values()) and asked[0] == {}
+    assert all(len(change) == 1 for change in asked[1:])  # one at a time
+    others = [way for way in sweeping.OPTIONS if way != "default"]
+    assert list(study.verdicts) == [f"{way}: more of each identity than by default" for way in others]
+    assert not any(study.verdicts.values())  # all the same here
 
 
 def test_observation_2_measures_every_alpha(tiny_base, toys, tmp_path, monkeypatch):

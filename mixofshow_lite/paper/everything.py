@@ -24,7 +24,7 @@ from ..recipes import Recipe
 from ..resources import data_dir
 from ..tuning import sample_strip
 from .binding import binding
-from .fusion_sweep import GROUPS, fusion_sweep
+from .fusion_sweep import GROUPS, OPTIONS, fusion_sweep
 from .fusions import WAYS, observation_3
 from .how_many import ORDER, how_many
 from .observations import DOMAINS, LOOK_ALIKES, STAIRS, ablation, observation_1, observation_2, stair_label
@@ -49,6 +49,10 @@ def pairs(names: Sequence[str], recipes: Sequence[str]) -> tuple[Tuning, ...]:
 JOBS: dict[str, Job] = {
     "observation_2": Job(observation_2, pairs(LOOK_ALIKES, ("ed_lora", "lora"))),
     "fusion_sweep": Job(fusion_sweep, pairs(sum(map(tuple, GROUPS.values()), ()), ("ed_lora",))),
+    "fusion_options": Job(
+        partial(fusion_sweep, ways=OPTIONS, name="fusion_options", against="default"),
+        pairs(sum(map(tuple, GROUPS.values()), ()), ("ed_lora",)),
+    ),
     "observation_3": Job(observation_3, pairs(LOOK_ALIKES, dict.fromkeys(recipe for recipe, _ in WAYS.values()))),
     "ablation": Job(
         ablation,

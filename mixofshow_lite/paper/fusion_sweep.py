@@ -1,6 +1,7 @@
 """The recorded sweep behind gradient fusion's defaults (paper 3.3.2): ridge, solver and options, on held-out prompts.
 
-    python -m mixofshow_lite.paper fusion_sweep
+    python -m mixofshow_lite.paper fusion_sweep      # WAYS: the ridge, the solver
+    python -m mixofshow_lite.paper fusion_options    # OPTIONS: one change of the default each
 
 Two groups of look-alikes are fused in every way of WAYS; each concept is drawn at places and from seeds that no fusion
 records and that observation_3 does not use either, so that nothing is chosen on the pictures that prove it.
@@ -18,7 +19,7 @@ from ..base import DiffusionModel
 from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
 from ..fusion import DRIFT_PROMPTS, drift, gradient_fusion, weight_fusion
-from .observations import LOOK_ALIKES, about, grid_figure, identified
+from .observations import LOOK_ALIKES, about, identified
 from .study import Study, difference, tuned
 
 GROUPS: dict[str, tuple[str, ...]] = {"rabbits": LOOK_ALIKES, "robots": ("rusty", "volt", "pixel")}
@@ -30,6 +31,14 @@ WAYS: dict[str, dict] = {  # label -> settings of gradient_fusion, all others at
     "two prompts": {"prompts": ("photo of a {}", "{}"), "guidance": 1.0},  # what the paper records
     "LBFGS 20/20/5": {"solver": "lbfgs", "iterations": (20, 20, 5)},
     "LBFGS 500/500/50": {"solver": "lbfgs"},
+}
+OPTIONS: dict[str, dict] = {
+    "default": {},
+    "no guidance": {"guidance": 1.0},
+    "preserve 1": {"preserve": 1.0},
+    "balanced": {"balance": True},
+    "in the span": {"span": True},
+    "refined once": {"refine": 1},
 }
 HELD_OUT = ("a {} on the moon", "a {} in the desert at sunset")
 SEED = 300
@@ -47,16 +56,19 @@ def fusion_sweep(
     n: int = 4,
     steps: int | None = None,
     scorer: Scorer | str | None = None,
+    name: str = "fusion_sweep",
+    against: str = AVERAGE,
 ) -> Study:
     """Rows per way, concept and tuning seed: group, identity, identified, drift; the ways include `alone`, `average`.
 
-    The claims compare every way with averaging, identity only; `about["means"]` has all three numbers of each way.
+    The claims compare every way with `against`, identity only; `about["means"]` has all three numbers of each way. The
+    figure sets identity against drift.
     """
     scorer, rows, pictures = load_scorer(scorer), [], {}
     for group, names in groups.items():
-        references = {name: scorer.image_features(data[name].pictures) for name in names}
+        references = {member: scorer.image_features(data[member].pictures) for member in names}
         for seed in seeds:
-            concepts = {name: tuned(base, data[name], "ed_lora", seed, folder, steps=steps) for name in names}
+            concepts = {member: tuned(base, data[member], "ed_lora", seed, folder, steps=steps) for member in names}
             for way in (ALONE, AVERAGE, *ways):
                 fused, moved = None, 0.0
                 if way == AVERAGE:
@@ -65,28 +77,60 @@ def fusion_sweep(
                     fused = gradient_fusion(base, list(concepts.values()), progress=False, **ways[way])
                 if fused is not None:
                     moved = drift(base, fused, PLAIN, seeds=(0, 1), progress=False).share
-                for name, concept in concepts.items():
+                for member, concept in concepts.items():
                     model = fused or base.with_concept(concept)
                     drawn = []
                     for prompt in prompts:
                         drawn += model.sample(prompt.format(concept.phrase), n=n, seed=SEED, progress=False)
-                    pictures.setdefault((name, way), [drawn[0], drawn[n]])
-                    row = {"group": group, "way": way, "concept": name, "seed": seed}
-                    row["identity"] = float(image_scores(drawn, data[name].pictures, scorer).mean())
-                    row["identified"] = identified(scorer.image_features(drawn), references, name)
+                    pictures.setdefault((member, way), [drawn[0], drawn[n]])
+                    row = {"group": group, "way": way, "concept": member, "seed": seed}
+                    row["identity"] = float(image_scores(drawn, data[member].pictures, scorer).mean())
+                    row["identified"] = identified(scorer.image_features(drawn), references, member)
                     rows.append(row | {"drift": moved})
                 found = [row for row in rows if row["way"] == way and row["group"] == group]
                 print(f"{group} {way:18}" + "".join(f"  {k} {v:.3f}" for k, v in means(found).items()), flush=True)
     options = {"groups": {k: list(v) for k, v in groups.items()}, "ways": dict(ways), "prompts": list(prompts)}
     options |= {"seeds": list(seeds), "pictures": n}
-    study = Study("fusion_sweep", rows, pictures=pictures, about=about(base, **options))
+    study = Study(name, rows, pictures=pictures, about=about(base, **options))
+    than = "by averaging" if against == AVERAGE else f"by {against}"
     for way in ways:
-        found = difference(rows, "way", way, AVERAGE, "identity")
-        study.claim(f"{way}: more of each identity than by averaging", found)
+        if way != against:
+            found = difference(rows, "way", way, against, "identity")
+            study.claim(f"{way}: more of each identity than {than}", found)
     labels = (ALONE, AVERAGE, *ways)
     study.about["means"] = {way: means([row for row in rows if row["way"] == way]) for way in labels}
-    study.figure = grid_figure(pictures, [name for names in groups.values() for name in names], labels)
+    by_group = {group: [row for row in rows if row["group"] == group] for group in groups}
+    study.about["means by group"] = {
+        group: {way: means([row for row in own if row["way"] == way]) for way in labels}
+        for group, own in by_group.items()
+    }
+    study.figure = figure(study.about["means by group"])
     return study
+
+
+def figure(found: Mapping[str, Mapping[str, Mapping]]):
+    """Identity against drift, a panel per group: up is kept, left is left alone; the dotted line is each one alone."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(4.6 * len(found), 3.6), layout="constrained")
+    axes = drawn.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for ax, (group, ways) in zip(axes, found.items(), strict=True):
+        ax.axhline(ways[ALONE]["identity"], color="black", lw=0.7, ls=":")
+        places = []
+        for way, point in sorted(ways.items(), key=lambda item: item[1]["identity"]):
+            if way == ALONE:
+                continue
+            x, y = point["drift"], point["identity"]
+            ax.plot(x, y, "s" if way == AVERAGE else "o", color="gray" if way == AVERAGE else "tab:green", ms=5)
+            height = y
+            while any(abs(height - h) < 0.016 and abs(x - w) < 0.25 for w, h in places):  # labels do not overlap
+                height += 0.004
+            places.append((x, height))
+            ax.annotate(way, (x, y), (x + 0.012, height), fontsize=7, va="center")
+        ax.margins(x=0.25)
+        ax.set(title=group, xlabel="drift of prompts without a concept")
+    axes[0].set_ylabel("identity kept (image-alignment)")
+    return drawn
 
 
 def means(rows: Sequence[dict]) -> dict[str, float]:
