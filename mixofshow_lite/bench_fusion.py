@@ -235,30 +235,38 @@ def main(arguments: list[str] | None = None) -> None:
     if args.phase:
         print(json.dumps(phase(args.phase[0], Path(args.phase[1]))))
         return
-    rows = []
+    result = {
+        "command": " ".join(["python -m mixofshow_lite.bench_fusion", *(arguments or sys.argv[1:])]),
+        "device": f"CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cases": [],
+        "recording by steps": [],
+    }
     print("shapes    n    closed form      LBFGS   ratio      loss     LBFGS  peak MB")
     for shapes in args.shapes:
         for n in args.concepts:
             row = measure(shapes, n, args.quick)
-            rows.append(row)
+            result["cases"].append(row)
+            save(result, args.out)  # at once: all of it takes most of an hour
             a, b = row["closed_form"], row["lbfgs"]
             print(
                 f"{shapes:<8}{n:>3}  {a['seconds']:>11.2f} s{b['seconds']:>9.1f} s{b['seconds'] / a['seconds']:>7.0f}x"
                 f"{a['loss']:>10.2e}{b['loss']:>10.2e}{a['peak_mb']:>9.0f}",
                 flush=True,
             )
-    steps = [measure(s, args.concepts[0], args.quick, steps, ()) for s in args.shapes for steps in (STEPS // 2, STEPS)]
-    result = {
-        "command": "python -m mixofshow_lite.bench_fusion" + (" --quick" if args.quick else ""),
-        "device": f"CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cases": rows,
-        "recording by steps": [{k: row[k] for k in ("shapes", "concepts", "steps", "record")} for row in steps],
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for shapes in args.shapes:
+        for steps in (STEPS // 2, STEPS):
+            row = measure(shapes, args.concepts[0], args.quick, steps, ())
+            result["recording by steps"].append({k: row[k] for k in ("shapes", "concepts", "steps", "record")})
+    save(result, args.out)
     print(f"saved {args.out}")
+
+
+def save(result: dict, file: Path) -> None:
+    """Write the result as JSON."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -112,23 +112,23 @@ def figure(found: Mapping[str, Mapping[str, Mapping]]):
     """Identity against drift, a panel per group: up is kept, left is left alone; the dotted line is each one alone."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(4.6 * len(found), 3.6), layout="constrained")
-    axes = drawn.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    drawn = Figure(figsize=(4.6 * len(found), 3.8), layout="constrained")
+    axes = drawn.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
+    far = max(point["drift"] for ways in found.values() for point in ways.values())
     for ax, (group, ways) in zip(axes, found.items(), strict=True):
         ax.axhline(ways[ALONE]["identity"], color="black", lw=0.7, ls=":")
-        places = []
+        last = -1.0  # height of the label below
         for way, point in sorted(ways.items(), key=lambda item: item[1]["identity"]):
             if way == ALONE:
                 continue
             x, y = point["drift"], point["identity"]
             ax.plot(x, y, "s" if way == AVERAGE else "o", color="gray" if way == AVERAGE else "tab:green", ms=5)
-            height = y
-            while any(abs(height - h) < 0.016 and abs(x - w) < 0.25 for w, h in places):  # labels do not overlap
-                height += 0.004
-            places.append((x, height))
-            ax.annotate(way, (x, y), (x + 0.012, height), fontsize=7, va="center")
-        ax.margins(x=0.25)
-        ax.set(title=group, xlabel="drift of prompts without a concept")
+            outside = x > 0.6 * far  # the label stands on the left there, where nothing else is
+            height = y if outside else max(y, last + 0.013)
+            last = last if outside else height
+            side, shift = ("right", -0.025) if outside else ("left", 0.025)
+            ax.annotate(way, (x, y), (x + shift * far, height), fontsize=7, va="center", ha=side)
+        ax.set(title=group, xlabel="drift of prompts without a concept", xlim=(0, 1.05 * far))
     axes[0].set_ylabel("identity kept (image-alignment)")
     return drawn
 
