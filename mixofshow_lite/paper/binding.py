@@ -183,7 +183,9 @@ def binding(
     claims(study, "words", "regions + pose", "direct + pose", ("own", "coloured", "wearing"))
     claims(study, "words", "regions + pose", "regions", ("placed",))
     claims(study, "words", "regions, friends + pose", "regions, friends", ("present", "placed", "own"))
-    claims(study, "concepts", "regions", "direct", ("own",))
+    for ways_of in ("", ", friends"):
+        claims(study, "concepts", f"regions{ways_of}", "direct", ("own",))
+        claims(study, "concepts", f"regions{ways_of} + pose", "direct + pose", ("own",))
     means, in_place = summary(rows)
     settings = {"tuned": list(names), "seeds": list(seeds), "pictures": n, "prompts": [cast.direct for cast in casts]}
     study.about = about(base, **settings, wanted=WANTED, two_each_in_its_place=in_place, means=means)
@@ -234,7 +236,7 @@ def score(row: Mapping) -> float:
     return float(np.mean([row[number] for number in ("placed", "coloured", "own") if number in row]))
 
 
-def gallery(rows: Sequence[dict], pictures: Mapping, ways: Sequence[str], each: int = 2):
+def gallery(rows: Sequence[dict], pictures: Mapping, ways: Sequence[str], each: int = 1):
     """The failures: a row per way, a column per prompt and seed, under each picture what was read -> Figure.
 
     Columns are the `each` worst of every way but the drawn one: no way shows its successes only. Green: all read right.
