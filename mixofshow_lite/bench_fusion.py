@@ -243,6 +243,10 @@ def main(arguments: list[str] | None = None) -> None:
         "cases": [],
         "recording by steps": [],
     }
+    for shapes in args.shapes:
+        for steps in (STEPS // 2, STEPS):
+            row = measure(shapes, min(args.concepts), args.quick, steps, ())
+            result["recording by steps"].append({k: row[k] for k in ("shapes", "concepts", "steps", "record")})
     print("shapes    n    closed form      LBFGS   ratio      loss     LBFGS  peak MB")
     for shapes in args.shapes:
         for n in args.concepts:
@@ -255,11 +259,6 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{a['loss']:>10.2e}{b['loss']:>10.2e}{a['peak_mb']:>9.0f}",
                 flush=True,
             )
-    for shapes in args.shapes:
-        for steps in (STEPS // 2, STEPS):
-            row = measure(shapes, args.concepts[0], args.quick, steps, ())
-            result["recording by steps"].append({k: row[k] for k in ("shapes", "concepts", "steps", "record")})
-    save(result, args.out)
     print(f"saved {args.out}")
 
 

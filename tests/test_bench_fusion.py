@@ -1,5 +1,8 @@
 """The cost benchmark of fusion: its shapes are the real ones, its two solvers see the same Grams."""
 
+import json
+
+import pytest
 import torch
 
 from mixofshow_lite import bench_fusion as bench
@@ -34,3 +37,19 @@ def test_both_solvers_see_the_same_grams(tmp_path):
     early, late = (bench.solve(groups, 2, memory, "lbfgs", dict.fromkeys(STAGES, k)) for k in (2, 200))
     assert 0 < exact["loss"] <= late["loss"] * (1 + 1e-9) < early["loss"]
     assert exact["loss"] <= exact["loss_with_default_ridge"] and exact["seconds"] > 0
+
+
+def test_an_interrupted_benchmark_keeps_the_cases_it_has(monkeypatch, tmp_path):
+    solved = {"seconds": 1.0, "loss": 0.5, "peak_mb": 1.0}
+
+    def measure(shapes, n, quick, steps=bench.STEPS, solvers=("closed_form", "lbfgs")):
+        if solvers and n == 5:
+            raise KeyboardInterrupt
+        return {"shapes": shapes, "concepts": n, "steps": steps, "record": {}, **dict.fromkeys(solvers, solved)}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--shapes", "pocket", "--concepts", "2", "5", "--out", str(tmp_path / "f.json")])
+    kept = json.loads((tmp_path / "f.json").read_text())
+    assert [case["concepts"] for case in kept["cases"]] == [2] and len(kept["recording by steps"]) == 2
+    assert kept["command"].endswith("--concepts 2 5 --out " + str(tmp_path / "f.json"))
