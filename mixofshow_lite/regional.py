@@ -130,7 +130,10 @@ class RegionAttention(LayerAttention):
         attended = F.scaled_dot_product_attention(pixels.expand(len(own), -1, -1, -1), key, value)
         attended = attended.transpose(1, 2).flatten(2).unflatten(1, out.shape[:2])  # (R, B, T, C)
         weights = self.plan.weights(own, out)[:, None, :, None]  # (R + 1, 1, T, 1)
-        return weights[0] * out + (weights[1:] * attended).sum(0)
+        out = weights[0] * out
+        for weight, theirs in zip(weights[1:], attended, strict=True):
+            out = torch.addcmul(out, weight, theirs)
+        return out
 
 
 class IsolatedAttention:

@@ -31,3 +31,29 @@ def test_what_is_compared_is_measured_in_turns_and_the_fastest_counts():
 
     found = bench.in_turns(3, a=lambda: measure("a"), b=lambda: measure("b"))
     assert found == {"a": 1.0, "b": 4.0} and order == ["a", "b"] * 3
+
+
+def test_the_ratios_of_a_step_are_those_of_what_was_measured(tiny_base, monkeypatch):
+    took = {"step": 6.0, "unet": 3.0, "text": 2.0, "official": 9.0, "careful": 12.0}
+    asked = []
+
+    def measured(turns, **measures):
+        asked.append(sorted(measures))
+        return {name: took[name] for name in measures}
+
+    monkeypatch.setattr(bench, "in_turns", measured)
+    data = ConceptData(concepts_dir() / "bibi")
+    seconds, ratios = bench.tuning(tiny_base, data, RECIPES["ed_lora"])
+    assert list(ratios.values()) == [6 / 5, 9 / 6, 12 / 6] and seconds["of it LoRA, AdamW and the rest"] == 1.0
+    _, ratios = bench.tuning(tiny_base, data, RECIPES["ed_lora"], careful=False)
+    assert list(ratios.values()) == [6 / 5, 9 / 6] and "careful" not in asked[1]
+
+
+def test_random_weights_in_the_real_shapes():
+    """The autoencoder of Stable Diffusion 1.5's size is asked for where pictures are encoded, a small one elsewhere."""
+    from mixofshow_lite import bench_memory
+    from mixofshow_lite.bench_regions import random_sd15
+
+    whole = random_sd15(torch.device("meta"), torch.float16, autoencoder=True)
+    assert sum(w.numel() for w in whole.vae.parameters()) == bench_memory.VAE
+    assert len(whole.layers) == 16 and whole.size == (512, 512)
