@@ -115,15 +115,17 @@ def normal_equations(
 ) -> Normal:
     """Factorise G = sum_i w_i G_i once; `ridge` is relative: lam = ridge * trace(G) / d_in.
 
-    With ridge 0 directions never seen (eigenvalues below rounding, d_in * `precision` of the largest) are left to the
-    prior: the minimum-norm change. `eigen` is `decompose`'s answer where it is known already.
+    With ridge 0 directions never seen (eigenvalues below rounding) are left to the prior: the minimum-norm change.
+    Numbers rounded to `precision` move eigenvalues by at most sqrt(d_in) * `precision` of the largest, and the
+    decomposition by d_in * float64's. `eigen` is `decompose`'s answer where it is known already.
     """
     if not 0 <= ridge < float("inf"):
         raise ValueError(f"ridge must be zero or a positive number, not {ridge}.")
     values, vectors = decompose(grams, weights) if eigen is None else eigen
     largest = values[-1].item()
     lam = ridge * values.mean().item() if largest > 0 else 0.0
-    seen = values + lam > len(values) * precision * largest
+    rounding = max(len(values) ** 0.5 * precision, len(values) * torch.finfo(values.dtype).eps)
+    seen = values + lam > rounding * largest
     inverted = torch.where(seen, 1 / (values + lam), 0.0)  # (d_in,)
     smallest = values[0].item() + lam if bool(seen.all()) else 0.0
     return Normal(
