@@ -655,3 +655,17 @@ def test_recorder_counts_layers_and_takes_its_hooks_off():
         with grams.GramRecorder({"a": linear, "b": other}):
             linear(torch.ones(1, 2, 3))
     assert not linear._forward_pre_hooks and not other._forward_pre_hooks
+
+
+def test_without_a_ridge_directions_count_down_to_what_rounding_can_move():
+    """Of 64 directions one is just above sqrt(64) * float32's rounding of the largest, one just below."""
+    eps = torch.finfo(torch.float32).eps
+    basis, _ = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    energies = torch.ones(64, dtype=torch.float64)
+    energies[0], energies[1] = 1.5 * 8 * eps, 0.5 * 8 * eps
+    gram = (basis * energies) @ basis.T
+    weights = torch.ones(1, dtype=torch.float64)
+    found = fusion.algebra.normal_equations([gram], weights, 0.0, precision=eps)
+    assert found.freedom == pytest.approx(63)
+    exact = fusion.algebra.normal_equations([gram], weights, 0.0)
+    assert exact.freedom == pytest.approx(64)
