@@ -54,6 +54,7 @@ bench: $(VENV)/.run
 	$(BIN)/python -m mixofshow_lite.bench
 	$(BIN)/python -m mixofshow_lite.bench sd15
 	$(BIN)/python -m mixofshow_lite.bench_regions
+	$(BIN)/python -m mixofshow_lite.bench_regions sd15 --steps 3 --repeats 2
 	$(BIN)/python -m mixofshow_lite.bench_memory
 	$(BIN)/python -m mixofshow_lite.bench_fusion $(ARGS)
 

@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 LARGEST = 1_000_000
-QUALITY = 75  # of JPEGs, as in `course.small_figures`
+QUALITY = 60  # of JPEGs, as in `course.small_figures`
 
 
 def tidy(notebook, folder: Path) -> None:

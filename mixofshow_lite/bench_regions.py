@@ -150,7 +150,8 @@ def run(model: DiffusionModel, n: int, steps: int, repeats: int) -> dict:
             if number:  # the first round warms up
                 took[work.__name__] = min(time.perf_counter() - start, took.get(work.__name__, math.inf))
     return {
-        "command": f"python -m mixofshow_lite.bench_regions --n {n} --steps {steps} --repeats {repeats}",
+        "command": f"python -m mixofshow_lite.bench_regions {model.base_id.split('-')[0]} "
+        f"--n {n} --steps {steps} --repeats {repeats}",
         "shapes": model.base_id,
         "device": torch.cuda.get_device_name()
         if model.device.type == "cuda"

@@ -83,7 +83,7 @@ def small_figures() -> None:
     except ImportError:
         return
     if get_ipython() is not None:
-        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75})
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 60})
 
 
 def concepts_at(size: int) -> Path:

@@ -146,7 +146,7 @@ def ship(
             raise FileNotFoundError(
                 f"{work} has no {place} tuned on this base: run `python -m mixofshow_lite.paper all`."
             )
-        picture = strip(sample_strip(base, concept, seed)).quantize()
+        picture = strip(sample_strip(base, concept, seed)).quantize(96)
         written.append(concept.save(out / place, preview=picture, dtype=torch.float16))
     return written
 

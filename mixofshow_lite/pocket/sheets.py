@@ -54,7 +54,7 @@ def save(figure, file: Path, dpi: int = 110) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(buffer).convert("RGB").save(file, "WEBP", quality=75, method=6)
+    Image.open(buffer).convert("RGB").save(file, "WEBP", quality=62, method=6)
     return file
 
 
