@@ -9,6 +9,7 @@ is one rule here, at every cross-attention layer and every pixel:  h <- (1 - sum
     M_i     (masks.py)  a box or mask
             w_i         (R, T)            the masks on the layer's T = h * w cells, summing to at most 1
     P_ri    context_i   (L, N, D)         the region's prompt, layer-wise like every prompt
+    z_i     pixels      (R, B, K, C)      the K cells where a region has a share: its attention is computed there only
     K, V    key, value  (R, heads, N, d)  computed once per picture: prompts do not change while it is drawn
 
 Disjoint boxes have w = 1 inside, the paper's replacement exactly; equal overlapping boxes are averaged, as in the
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .base import DiffusionModel
 from .layerwise import LayerAttention, cross_attention
@@ -45,7 +47,7 @@ class Plan:
         self.now: tuple[int, ...] = tuple(range(len(regions)))  # the active regions
         self.speaking = halves  # the halves of this call
         self.cells = (0, 0)  # of the latents
-        self.cache: dict[tuple, Tensor] = {}
+        self.cache: dict[tuple, object] = {}
 
     def observe(self, network: nn.Module, args: tuple, kwargs: dict) -> None:
         """Read a call's latent size, step and halves off its arguments."""
@@ -72,14 +74,20 @@ class Plan:
             raise ValueError(f"A layer has {T} cells, which latents of {self.cells} cells do not halve to.")
         return h, w
 
-    def weights(self, own: tuple[int, ...], like: Tensor) -> Tensor:
-        """The blend for features (B, T, C): the global prompt's share, then each region's of `own`; (R + 1, T)."""
+    def shares(self, own: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Who has which share of features (B, T, C): the global prompt's (T, 1); for every region of `own` the cells
+        where it has any, (R, K), and its shares there, (R, K, 1). Smaller regions are padded with shares of 0.
+        """
         h, w = self.size_of(like.shape[1])
         key = (h, w, self.now, own)
         if key not in self.cache:
             active = region_weights([self.regions[i] for i in self.now], h, w, self.base_ratio)
             shares = active[[self.now.index(i) for i in own]]  # (R, T)
-            self.cache[key] = torch.cat([1 - shares.sum(0, keepdim=True), shares]).clamp(min=0).to(like)
+            rest = (1 - shares.sum(0)).clamp(min=0)[:, None]
+            cells = pad_sequence([share.nonzero()[:, 0] for share in shares], batch_first=True)  # (R, K)
+            counts = torch.arange(cells.shape[1]) < (shares != 0).sum(1, keepdim=True)
+            some = torch.where(counts, shares.gather(1, cells), 0)[:, :, None]
+            self.cache[key] = rest.to(like), cells.to(like.device), some.to(like)
         return self.cache[key]
 
     def may_look(self, T: int, device: torch.device) -> Tensor | None:
@@ -126,14 +134,11 @@ class RegionAttention(LayerAttention):
             contexts = torch.stack([self.plan.speaking[half][i][self.layer] for i in own])  # (R, N, D)
             self.keys[half, own] = tuple(split_heads(to(contexts), attn.heads) for to in (attn.to_k, attn.to_v))
         key, value = self.keys[half, own]  # (R, heads, N, d)
-        pixels = split_heads(query.reshape(1, -1, query.shape[2]), attn.heads)  # (1, heads, B * T, d)
-        attended = F.scaled_dot_product_attention(pixels.expand(len(own), -1, -1, -1), key, value)
-        attended = attended.transpose(1, 2).flatten(2).unflatten(1, out.shape[:2])  # (R, B, T, C)
-        weights = self.plan.weights(own, out)[:, None, :, None]  # (R + 1, 1, T, 1)
-        out = weights[0] * out
-        for weight, theirs in zip(weights[1:], attended, strict=True):
-            out = torch.addcmul(out, weight, theirs)
-        return out
+        rest, cells, share = self.plan.shares(own, out)
+        pixels = query[:, cells].transpose(0, 1)  # (R, B, K, C)
+        theirs = F.scaled_dot_product_attention(split_heads(pixels.flatten(1, 2), attn.heads), key, value)
+        theirs = theirs.transpose(1, 2).reshape(pixels.shape) * share[:, None]
+        return (rest * out).index_add_(1, cells.flatten(), theirs.transpose(0, 1).flatten(1, 2))
 
 
 class IsolatedAttention:
