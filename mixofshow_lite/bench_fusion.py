@@ -167,7 +167,7 @@ def solve(groups: list[Feed], n: int, memory: Memory, solver: str, iterations: d
             ridged = algebra.closed_form(default, factors, "average")
             at_ridge += group.count * algebra.loss(ridged, factors, column, weights)
     found = {"seconds": sum(seconds.values()), "seconds_by_stage": seconds, "loss": lost / whole}
-    return found | ({"loss_with_default_ridge": at_ridge / whole} if solver == "closed_form" else {})
+    return found | ({f"loss_with_ridge_{RIDGE:g}": at_ridge / whole} if solver == "closed_form" else {})
 
 
 def peak() -> float:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from ..concept import Concept
 from .report import STAGES
 
-# Chosen by `paper.fusion_sweep` on pictures that no fusion recorded: smaller ridges keep a little more of each identity
-# and move prompts without a concept much more (data/results/fusion_sweep.json).
-RIDGE = 0.1
+# The largest ridge in `paper.fusion_sweep` that keeps as much of the identities as the paper's own solver, at half of
+# that one's drift; smaller ones keep a little more and move prompts without a concept more (fusion_sweep.json).
+RIDGE = 0.03
 PROMPTS = ("photo of a {}", "a {} in the forest", "a {} on the beach", "a picture of a {} in the city")
 PLACE_PROMPTS = ("photo of {}", "a cat in {}", "a blue robot in {}", "two friends in {}")
 PLACES = frozenset(

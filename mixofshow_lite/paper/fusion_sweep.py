@@ -19,6 +19,7 @@ from ..base import DiffusionModel
 from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
 from ..fusion import DRIFT_PROMPTS, drift, gradient_fusion, weight_fusion
+from ..fusion.settings import RIDGE
 from .observations import LOOK_ALIKES, about, identified
 from .study import Study, difference, tuned
 
@@ -28,7 +29,7 @@ WAYS: dict[str, dict] = {  # label -> settings of gradient_fusion, all others at
     **{f"ridge {ridge:g}": {"ridge": ridge} for ridge in (1.0, 0.3, 0.1, 0.03)},
     "ridge auto": {"ridge": "auto"},
     "towards W0 0.1": {"ridge": 0.1, "towards": "base"},
-    "two prompts": {"prompts": ("photo of a {}", "{}"), "guidance": 1.0},  # what the paper records
+    "two prompts": {"ridge": 0.1, "prompts": ("photo of a {}", "{}"), "guidance": 1.0},  # what the paper records
     "LBFGS 20/20/5": {"solver": "lbfgs", "iterations": (20, 20, 5)},
     "LBFGS 500/500/50": {"solver": "lbfgs"},
 }
@@ -39,6 +40,8 @@ OPTIONS: dict[str, dict] = {
     "balanced": {"balance": True},
     "in the span": {"span": True},
     "refined once": {"refine": 1},
+    "keys, values 0.01": {"ridge": (RIDGE, 0.01, RIDGE)},
+    "spatial layers 0.1": {"ridge": (RIDGE, RIDGE, 0.1)},
 }
 HELD_OUT = ("a {} on the moon", "a {} in the desert at sunset")
 SEED = 300

@@ -17,7 +17,7 @@ import numpy as np
 from ..base import DiffusionModel
 from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
-from ..fusion import gradient_fusion, weight_fusion
+from ..fusion import constrained_fusion, gradient_fusion, weight_fusion
 from .fusions import PROMPTS, SEED
 from .observations import about, identified
 from .study import Study, difference, tuned
@@ -29,9 +29,11 @@ UNRECORDED = PROMPTS[1:]
 WAYS: dict[str, Callable] = {
     "averaging": weight_fusion,
     "gradient fusion": lambda base, concepts: gradient_fusion(base, concepts, progress=False),
-    "LBFGS, stopped early": lambda base, concepts: gradient_fusion(
+    "LBFGS 20/20/5": lambda base, concepts: gradient_fusion(
         base, concepts, solver="lbfgs", iterations=(20, 20, 5), progress=False
     ),
+    "LBFGS 500/500/50": lambda base, concepts: gradient_fusion(base, concepts, solver="lbfgs", progress=False),
+    "Custom Diffusion's merge": lambda base, concepts: constrained_fusion(base, concepts, progress=False),
 }
 
 
