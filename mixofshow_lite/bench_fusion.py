@@ -32,7 +32,7 @@ from .fusion.gradient import RECORDED
 from .fusion.grams import CONTEXT_LINEAR, GramRecorder, feed
 from .fusion.memory import Column, Memory
 from .fusion.report import STAGES
-from .fusion.settings import RIDGE
+from .fusion.settings import default_ridge
 
 ITERATIONS = dict(zip(STAGES, (500, 500, 50), strict=True))  # the paper's
 STEPS, RANK, CHUNK = 20, 4, 4096  # denoising steps recorded, rank of a concept's update, rows made at a time
@@ -159,7 +159,9 @@ def solve(groups: list[Feed], n: int, memory: Memory, solver: str, iterations: d
         else:
             solved = [algebra.lbfgs(normal, factors, "base", iterations[group.stage]) for factors in own]
         seconds[group.stage] += group.count * (time.perf_counter() - start)
-        default = algebra.normal_equations(column, weights, RIDGE)  # the timed one has no ridge, as in the paper
+        default = algebra.normal_equations(
+            column, weights, default_ridge(n)
+        )  # the timed one has no ridge, as in the paper
         for factors, update in zip(own, solved, strict=True):
             lost += group.count * algebra.loss(update, factors, column, weights)
             nothing = algebra.no_update(group.d_in, len(factors[0][1]))
@@ -167,7 +169,7 @@ def solve(groups: list[Feed], n: int, memory: Memory, solver: str, iterations: d
             ridged = algebra.closed_form(default, factors, "average")
             at_ridge += group.count * algebra.loss(ridged, factors, column, weights)
     found = {"seconds": sum(seconds.values()), "seconds_by_stage": seconds, "loss": lost / whole}
-    return found | ({f"loss_with_ridge_{RIDGE:g}": at_ridge / whole} if solver == "closed_form" else {})
+    return found | ({"loss_with_default_ridge": at_ridge / whole} if solver == "closed_form" else {})
 
 
 def peak() -> float:

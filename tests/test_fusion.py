@@ -466,6 +466,23 @@ def test_rows_can_be_kept_in_the_concepts_span(tiny_base, pair):
     assert model.report.residual("bibi") < model.report.residual("bibi", which="before")
 
 
+def test_the_default_ridge_fits_what_is_one_concepts_own_alike_in_small_and_large_models(tiny_base, pair):
+    """n concepts that use one direction each: the share of an update that is fitted must not depend on n."""
+    fitted, ridge = [], fusion.settings.default_ridge
+    for n in (2, 3, 8):
+        grams = [torch.zeros(8, 8, dtype=torch.float64) for _ in range(n)]
+        for i, gram in enumerate(grams):
+            gram[i, i] = 1.0
+        own = [(torch.eye(8, dtype=torch.float64)[i : i + 1], torch.ones(4, 1, dtype=torch.float64)) for i in range(n)]
+        normal = fusion.algebra.normal_equations(grams, torch.full((n,), 1 / n, dtype=torch.float64), ridge(n))
+        fitted.append(dense(fusion.algebra.closed_form(normal, own, "base"))[0, 0].item())
+    assert fitted == pytest.approx([1 / (1 + ridge(1) / 8)] * 3)
+    found = gradient_fusion(tiny_base, pair, **LIGHT).report
+    assert found.settings["ridge"] == (ridge(2),) * 3
+    same, name = gradient_fusion(tiny_base, pair, ridge=ridge(2), **LIGHT).report, found.layers[0].name
+    assert torch.equal(dense(found.factors["text_encoder"][name]), dense(same.factors["text_encoder"][name]))
+
+
 def test_automatic_ridge_is_chosen_for_every_layer(tiny_base, pair):
     report = gradient_fusion(tiny_base, pair, ridge="auto", **LIGHT).report
     chosen = {layer.relative for layer in report.layers}
@@ -487,7 +504,9 @@ def test_refining_solves_on_the_fused_models_own_inputs_too(tiny_base, pair, rec
         mixed.append((memory.kept[concept.name, "text encoder"].grams[key] + seen) / 2)
     w = torch.full((2,), 0.5, dtype=torch.float64)
     own = [fusion.weight.layer_factors(tiny_base, pair, "text_encoder", name)[i] for i in range(2)]
-    expected = fusion.algebra.closed_form(fusion.algebra.normal_equations(mixed, w, fusion.settings.RIDGE), own)
+    expected = fusion.algebra.closed_form(
+        fusion.algebra.normal_equations(mixed, w, fusion.settings.default_ridge(2)), own
+    )
     found = again.report.factors["text_encoder"][name]
     assert torch.allclose(dense(found), dense(expected), atol=1e-5)
     assert (dense(found) - dense(once.report.factors["text_encoder"][name])).abs().max() > 1e-4

@@ -74,7 +74,8 @@ def gradient_fusion(
         else:
             fusion.run(Memory() if memory is None else memory, bar)
     fused = fusion.model()
-    shown = {"weights": tuple(w.tolist()), "towards": chosen.prior, "ridge": chosen.stage_ridge, "seed": chosen.seed}
+    ridge = fusion.settings.stage_ridge
+    shown = {"weights": tuple(w.tolist()), "towards": chosen.prior, "ridge": ridge, "seed": chosen.seed}
     shown |= {name: getattr(chosen, name) for name in ("preserve", "balance", "span", "refine")}
     names = tuple(concept.name for concept in fusion.concepts)
     fused.report = FusionReport(f"gradient fusion ({solver})", names, shown, fusion.reports(), fusion.factors)
@@ -87,8 +88,8 @@ class Fusion:
     """One gradient fusion on its way: what is fused so far, and the three stages that add to it."""
 
     def __init__(self, base: DiffusionModel, concepts: list[Concept], weights: Tensor, settings: Settings):
-        self.base, self.settings = base, settings
         self.concepts, self.weights = updating(concepts, weights)  # n, (n,)
+        self.base, self.settings = base, settings.sized(len(self.concepts))
         self.contexts = {concept.name: settings.contexts(concept) for concept in self.concepts}
         self.worded = base.with_words(*concepts)
         self.factors: dict[str, Factors] = {"text_encoder": {}, "unet": {}}

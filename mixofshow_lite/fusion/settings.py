@@ -7,14 +7,14 @@ them on a small model, and prompts outside the recordings turn to noise.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from ..concept import Concept
 from .report import STAGES
 
-# The largest ridge in `paper.fusion_sweep` that keeps as much of the identities as the paper's own solver, at half of
-# that one's drift; smaller ones keep a little more and move prompts without a concept more (fusion_sweep.json).
-RIDGE = 0.03
+# For three concepts this is 0.03, the largest ridge in `paper.fusion_sweep` that keeps as much of the identities as the
+# paper's own solver, at half of that one's drift (data/results/fusion_sweep.json).
+RIDGE = 0.09
 PROMPTS = ("photo of a {}", "a {} in the forest", "a {} on the beach", "a picture of a {} in the city")
 PLACE_PROMPTS = ("photo of {}", "a cat in {}", "a blue robot in {}", "two friends in {}")
 PLACES = frozenset(
@@ -32,13 +32,22 @@ PLAIN_PROMPTS = (  # prompts without any concept: preservation rows, Custom Diff
 )
 
 
+def default_ridge(n: int) -> float:
+    """The ridge for n concepts: RIDGE of one concept's Gram, however many there are.
+
+    The Grams are averaged, so what only one concept uses counts n times less in a model of n: a ridge that did not
+    shrink along would hold large models back at the average.
+    """
+    return RIDGE / max(n, 1)
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a gradient fusion records and solves; equal settings and concepts give the same fused model."""
 
     solver: str = "closed_form"  # or "lbfgs", the paper's
-    ridge: float | str | Sequence = RIDGE  # relative to the mean Gram diagonal, or "auto": each layer's own, by leaving
-    # one recorded prompt out in turn; one for all stages, or one per stage
+    ridge: float | str | Sequence | None = None  # relative to the mean Gram diagonal, or "auto": each layer's own, by
+    # leaving one recorded prompt out in turn; one for all stages, or one per stage; None: `default_ridge`
     towards: str | None = None  # where the ridge (or LBFGS's start) is: "average", "base"; None: average, LBFGS: base
     prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None  # with {} for the words; or by concept name;
     # None: PROMPTS, or PLACE_PROMPTS where the class word is a place
@@ -77,7 +86,13 @@ class Settings:
 
     @property
     def stage_ridge(self) -> tuple[float | str, ...]:
-        return (self.ridge,) * len(STAGES) if isinstance(self.ridge, (str, float, int)) else tuple(self.ridge)
+        """Of every stage; the default's is that of one concept until `sized` says how many there are."""
+        ridge = default_ridge(1) if self.ridge is None else self.ridge
+        return (ridge,) * len(STAGES) if isinstance(ridge, (str, float, int)) else tuple(ridge)
+
+    def sized(self, n: int) -> "Settings":
+        """The same settings for n concepts, with a default ridge written out."""
+        return replace(self, ridge=default_ridge(n)) if self.ridge is None else self
 
     @property
     def prior(self) -> str:

@@ -249,19 +249,19 @@ def gallery(rows: Sequence[dict], pictures: Mapping, ways: Sequence[str], each: 
         fresh = [(r["concept"], r["seed"]) for r in own if (r["concept"], r["seed"]) not in columns]
         columns |= dict.fromkeys(fresh[:each], way)
     found = {(r["concept"], r["seed"], r["way"]): r for r in rows}
-    figure = Figure(figsize=(1.5 * len(columns) + 0.5, 1.72 * len(ways) + 0.75), layout="constrained")
+    figure = Figure(figsize=(1.3 * len(columns) + 0.5, 1.5 * len(ways) + 0.7), layout="constrained")
     axes = figure.subplots(len(ways), len(columns), squeeze=False)
     for line, way in zip(axes, ways, strict=True):
         for ax, (cast, seed) in zip(line, columns, strict=True):
             row = found[cast, seed, way]
             ax.imshow(pictures[cast, way, seed][0])
             ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(row["seen"].replace(" | ", "\n" if row["subjects"] > 2 else " | "), fontsize=6, labelpad=2)
+            ax.set_xlabel(row["seen"].replace(" | ", "\n" if row["subjects"] > 2 else " | "), fontsize=5.5, labelpad=2)
             good = score(row) == 1
             for spine in ax.spines.values():
                 spine.set(color="#1f8059" if good else "#cf3644", linewidth=1.5)
         line[0].set_ylabel(way, fontsize=8)
     for ax, ((cast, seed), way) in zip(axes[0], columns.items(), strict=True):
         prompt = found[cast, seed, way]["prompt"]
-        ax.set_title(textwrap.fill(prompt, 27), fontsize=5.5)
+        ax.set_title(textwrap.fill(prompt, 27), fontsize=5)
     return figure

@@ -19,7 +19,7 @@ from ..base import DiffusionModel
 from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
 from ..fusion import DRIFT_PROMPTS, drift, gradient_fusion, weight_fusion
-from ..fusion.settings import RIDGE
+from ..fusion.settings import default_ridge
 from .observations import LOOK_ALIKES, about, identified
 from .study import Study, difference, tuned
 
@@ -40,8 +40,8 @@ OPTIONS: dict[str, dict] = {
     "balanced": {"balance": True},
     "in the span": {"span": True},
     "refined once": {"refine": 1},
-    "keys, values 0.01": {"ridge": (RIDGE, 0.01, RIDGE)},
-    "spatial layers 0.1": {"ridge": (RIDGE, RIDGE, 0.1)},
+    "keys, values 0.01": {"ridge": (default_ridge(3), 0.01, default_ridge(3))},
+    "spatial layers 0.1": {"ridge": (default_ridge(3), default_ridge(3), 0.1)},
 }
 HELD_OUT = ("a {} on the moon", "a {} in the desert at sunset")
 SEED = 300

@@ -29,6 +29,7 @@ UNRECORDED = PROMPTS[1:]
 WAYS: dict[str, Callable] = {
     "averaging": weight_fusion,
     "gradient fusion": lambda base, concepts: gradient_fusion(base, concepts, progress=False),
+    "a ridge of 0.03": lambda base, concepts: gradient_fusion(base, concepts, ridge=0.03, progress=False),
     "LBFGS 20/20/5": lambda base, concepts: gradient_fusion(
         base, concepts, solver="lbfgs", iterations=(20, 20, 5), progress=False
     ),
@@ -86,10 +87,16 @@ def how_many(
                     rows.append(row | {"identified": identified(scorer.image_features(drawn), references, name)})
                 own = [row for row in rows if row["way"] == way and row["size"] == size]
                 print(f"{size:3} {way:22} kept {np.mean([row['kept'] for row in own]):+.3f}", flush=True)
-    options = {"names": list(names), "sizes": list(sizes), "ways": list(ways), "prompts": list(prompts)}
-    study = Study("how_many", rows, about=about(base, **options, seeds=list(seeds), pictures=n))
-    averaged = next(iter(ways))
-    for way in list(ways)[1:]:
+    options = {"names": list(names), "prompts": list(prompts), "seeds": list(seeds), "pictures": n}
+    return judged(base, rows, **options)
+
+
+def judged(base: DiffusionModel, rows: Sequence[dict], **options) -> Study:
+    """The study of such rows: every way above the first one, averaging, at every size; losses of few and of many."""
+    ways, sizes = list(dict.fromkeys(row["way"] for row in rows)), sorted({row["size"] for row in rows})
+    study = Study("how_many", list(rows), about=about(base, sizes=sizes, ways=ways, **options))
+    averaged = ways[0]
+    for way in ways[1:]:
         for size in sizes:
             found = difference(rows, "setting", f"{way}, {size}", f"{averaged}, {size}", "kept")
             study.claim(f"{size} concepts: {way} keeps more than {averaged}", found)
@@ -99,7 +106,7 @@ def how_many(
         study.claim(f"{way}: {many} concepts in one model lose more than {few}", found)
     table = study.table("way", "size", value="kept")
     study.about["kept"] = {way: {size: round(table[way, size][0], 4) for size in sizes} for way in ways}
-    study.figure = figure(study, sizes, list(ways))
+    study.figure = figure(study, sizes, ways)
     return study
 
 
@@ -107,17 +114,19 @@ def figure(study: Study, sizes: Sequence[int], ways: Sequence[str]):
     """Identity kept against the number of concepts: the mean over members with its standard error, one line a way."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(7.6, 2.8), layout="constrained")
+    drawn = Figure(figsize=(8.6, 2.8), layout="constrained")
     axes = drawn.subplots(1, 2)
     for ax, value, label in zip(
         axes, ("kept", "identified"), ("fused - single (0: no loss)", "nearest to the right concept"), strict=True
     ):
-        for way, colour in zip(ways, ("tab:gray", "tab:green", "tab:orange", "tab:blue", "tab:red"), strict=False):
+        for way, colour in zip(
+            ways, ("tab:gray", "tab:green", "tab:olive", "tab:orange", "tab:blue", "tab:red"), strict=False
+        ):
             table = study.table("way", "size", value=value)
             mean = [table[way, size][0] for size in sizes]
             error = [table[way, size][1] / table[way, size][2] ** 0.5 for size in sizes]
             ax.errorbar(sizes, mean, error, marker="o", ms=4, capsize=2, color=colour, label=way)
         ax.set(xlabel="concepts in one model", ylabel=label, xticks=list(sizes))
     axes[0].axhline(0, color="black", lw=0.5)
-    axes[0].legend(frameon=False, fontsize=8)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return drawn

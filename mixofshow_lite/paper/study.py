@@ -79,7 +79,7 @@ class Study:
             drawn = io.BytesIO()
             self.figure.savefig(drawn, dpi=110)
             with Image.open(drawn) as picture:  # a quarter of a PNG's size
-                picture.convert("RGB").save(folder / f"{self.name}.webp", quality=62, method=6)
+                picture.convert("RGB").save(folder / f"{self.name}.webp", quality=55, method=6)
         return folder / f"{self.name}.json"
 
     @classmethod

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..base import DiffusionModel
 from ..concept import Concept
 from ..fusion import gradient_fusion, peft_fusion, weight_fusion
-from ..fusion.settings import RIDGE
+from ..fusion.settings import default_ridge
 from .panel import Panel
 from .sampling import to_bytes
 
@@ -22,6 +22,7 @@ METHODS = {  # method -> what it is called on the page
     "sum": "plain sum",
     "ties": "peft's ties",
 }
+RIDGE = default_ridge(3)  # a fixed one here: the choices stay comparable when concepts join
 RIDGES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 WEIGHTS = {"out": 0.0, "1/2": 0.5, "1": 1.0, "2": 2.0}
 SIDE, GAP, HEAD, LEFT = 96, 4, 24, 92  # pixels: of a picture, between pictures, above them, left of them
