@@ -17,6 +17,7 @@ from PIL import Image
 
 LARGEST = 1_000_000
 QUALITY = 60  # of JPEGs, as in `course.small_figures`
+WIDEST = 900  # pixels
 
 
 def tidy(notebook, folder: Path) -> None:
@@ -33,13 +34,20 @@ def tidy(notebook, folder: Path) -> None:
 
 
 def shrink(data: dict) -> None:
-    """Keep every picture as JPEG only, the first one there or else the PNG turned into one."""
+    """Keep every picture as one JPEG, at most WIDEST pixels wide: the one there, or else the PNG turned into one."""
     png = data.pop("image/png", None)
-    if png and "image/jpeg" not in data:
-        small = io.BytesIO()
-        with Image.open(io.BytesIO(base64.b64decode(png))) as picture:
-            picture.convert("RGB").save(small, "JPEG", quality=QUALITY)
-        data["image/jpeg"] = base64.b64encode(small.getvalue()).decode()
+    kept = data.get("image/jpeg", png)
+    if not kept:
+        return
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode(kept))) as picture:
+        picture = picture.convert("RGB")
+        if picture.width > WIDEST:
+            picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
+        picture.save(small, "JPEG", quality=QUALITY, optimize=True, progressive=True)
+    if png is kept or len(small.getvalue()) < 0.9 * len(base64.b64decode(kept)):  # else it was small already
+        kept = base64.b64encode(small.getvalue()).decode()
+    data["image/jpeg"] = kept
 
 
 def run(file: Path) -> None:

@@ -44,11 +44,19 @@ def test_pictures_of_a_notebook_are_kept_once_and_small():
     file = io.BytesIO()
     Image.fromarray(smooth.clip(0, 255).astype(np.uint8)).save(file, "PNG")
     png = base64.b64encode(file.getvalue()).decode()
-    both = {"image/png": png, "image/jpeg": "kept as it is"}
-    runner.shrink(both)
-    assert both == {"image/jpeg": "kept as it is"}
     alone = {"image/png": png}
     runner.shrink(alone)
+    both = {"image/png": png, "image/jpeg": alone["image/jpeg"]}
+    runner.shrink(both)
+    assert both == alone, "a small JPEG is kept as it is"
+    file = io.BytesIO()
+    Image.new("RGB", (2 * runner.WIDEST, 100)).save(file, "JPEG", quality=95)
+    wide = {"image/jpeg": base64.b64encode(file.getvalue()).decode()}
+    runner.shrink(wide)
+    assert Image.open(io.BytesIO(base64.b64decode(wide["image/jpeg"]))).size == (runner.WIDEST, 50)
+    text = {"text/plain": "no picture"}
+    runner.shrink(text)
+    assert text == {"text/plain": "no picture"}
     assert set(alone) == {"image/jpeg"} and len(alone["image/jpeg"]) < 0.6 * len(png)
     small = Image.open(io.BytesIO(base64.b64decode(alone["image/jpeg"])))
     assert small.size == (200, 300)
