@@ -132,7 +132,7 @@ def _fuse(commands) -> None:
     c.add_argument("concepts", nargs="+", type=Path, help="concept folders")
     c.add_argument("--method", choices=FUSIONS, default="gradient", help="how; the last four are peft's own merges")
     c.add_argument("--solver", choices=("closed_form", "lbfgs"), help="of gradient fusion (default: closed_form)")
-    c.add_argument("--ridge", type=_ridge, help="of gradient or constrained fusion: a number; gradient: also auto")
+    c.add_argument("--ridge", type=_ridge, help="of gradient (default: 0.09 / concepts; or auto) or constrained fusion")
     c.add_argument("--weights", type=_numbers, metavar="W1,W2,...", help="one a concept, in their order")
     c.add_argument("--out", type=Path, default=Path("out/fused"), help="diffusers folder to write")
     c.add_argument("--lora", type=Path, help="also write the update as one LoRA file (.safetensors)")
