@@ -120,17 +120,17 @@ def figure(found: Mapping[str, Mapping[str, Mapping]]):
     far = max(point["drift"] for ways in found.values() for point in ways.values())
     for ax, (group, ways) in zip(axes, found.items(), strict=True):
         ax.axhline(ways[ALONE]["identity"], color="black", lw=0.7, ls=":")
-        last = -1.0  # height of the label below
+        last = {"left": -1.0, "right": -1.0}  # heights of the labels below, on either side of their points
         for way, point in sorted(ways.items(), key=lambda item: item[1]["identity"]):
             if way == ALONE:
                 continue
             x, y = point["drift"], point["identity"]
             ax.plot(x, y, "s" if way == AVERAGE else "o", color="gray" if way == AVERAGE else "tab:green", ms=5)
-            outside = x > 0.6 * far  # the label stands on the left there, where nothing else is
-            height = y if outside else max(y, last + 0.013)
-            last = last if outside else height
-            side, shift = ("right", -0.025) if outside else ("left", 0.025)
-            ax.annotate(way, (x, y), (x + shift * far, height), fontsize=7, va="center", ha=side)
+            side = "right" if x > 0.6 * far else "left"  # of the label that touches the point
+            last[side] = max(y, last[side] + 0.013)
+            shift = (-0.025 if side == "right" else 0.025) * far
+            leader = {"arrowstyle": "-", "lw": 0.4, "color": "gray"} if last[side] > y else None
+            ax.annotate(way, (x, y), (x + shift, last[side]), fontsize=7, va="center", ha=side, arrowprops=leader)
         ax.set(title=group, xlabel="drift of prompts without a concept", xlim=(0, 1.05 * far))
     axes[0].set_ylabel("identity kept (image-alignment)")
     return drawn
