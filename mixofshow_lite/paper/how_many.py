@@ -17,7 +17,7 @@ import numpy as np
 from ..base import DiffusionModel
 from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
-from ..fusion import constrained_fusion, gradient_fusion, weight_fusion
+from ..fusion import constrained_fusion, gradient_fusion, peft_fusion, weight_fusion
 from .fusions import PROMPTS, SEED
 from .observations import about, identified
 from .study import Study, difference, tuned
@@ -35,6 +35,7 @@ WAYS: dict[str, Callable] = {
     ),
     "LBFGS 500/500/50": lambda base, concepts: gradient_fusion(base, concepts, solver="lbfgs", progress=False),
     "Custom Diffusion's merge": lambda base, concepts: constrained_fusion(base, concepts, progress=False),
+    "peft's TIES": lambda base, concepts: peft_fusion(base, concepts, "ties"),
 }
 
 
