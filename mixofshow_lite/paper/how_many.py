@@ -25,6 +25,7 @@ from .study import Study, difference, tuned
 ORDER = ("bibi", "rusty", "mochi", "kiki", "volt", "fern", "momo", "pixel", "bruno", "tango", "lava", "polka", "beetle",
          "zigzag")  # fmt: skip
 SIZES = (2, 3, 5, 8, 14)
+COLOURS = ("tab:gray", "tab:green", "tab:olive", "tab:orange", "tab:blue", "tab:red", "tab:purple", "tab:brown")
 UNRECORDED = PROMPTS[1:]
 WAYS: dict[str, Callable] = {
     "averaging": weight_fusion,
@@ -120,9 +121,7 @@ def figure(study: Study, sizes: Sequence[int], ways: Sequence[str]):
     for ax, value, label in zip(
         axes, ("kept", "identified"), ("fused - single (0: no loss)", "nearest to the right concept"), strict=True
     ):
-        for way, colour in zip(
-            ways, ("tab:gray", "tab:green", "tab:olive", "tab:orange", "tab:blue", "tab:red"), strict=False
-        ):
+        for way, colour in zip(ways, COLOURS, strict=False):
             table = study.table("way", "size", value=value)
             mean = [table[way, size][0] for size in sizes]
             error = [table[way, size][1] / table[way, size][2] ** 0.5 for size in sizes]
