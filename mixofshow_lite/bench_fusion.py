@@ -159,15 +159,13 @@ def solve(groups: list[Feed], n: int, memory: Memory, solver: str, iterations: d
         else:
             solved = [algebra.lbfgs(normal, factors, "base", iterations[group.stage]) for factors in own]
         seconds[group.stage] += group.count * (time.perf_counter() - start)
-        default = algebra.normal_equations(
-            column, weights, default_ridge(n)
-        )  # the timed one has no ridge, as in the paper
+        ridged = algebra.normal_equations(column, weights, default_ridge(n))  # the timed one has none, as in the paper
         for factors, update in zip(own, solved, strict=True):
             lost += group.count * algebra.loss(update, factors, column, weights)
             nothing = algebra.no_update(group.d_in, len(factors[0][1]))
             whole += group.count * algebra.loss(nothing, factors, column, weights)
-            ridged = algebra.closed_form(default, factors, "average")
-            at_ridge += group.count * algebra.loss(ridged, factors, column, weights)
+            update = algebra.closed_form(ridged, factors, "average")
+            at_ridge += group.count * algebra.loss(update, factors, column, weights)
     found = {"seconds": sum(seconds.values()), "seconds_by_stage": seconds, "loss": lost / whole}
     return found | ({"loss_with_default_ridge": at_ridge / whole} if solver == "closed_form" else {})
 

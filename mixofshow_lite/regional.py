@@ -85,9 +85,9 @@ class Plan:
             shares = active[[self.now.index(i) for i in own]]  # (R, T)
             rest = (1 - shares.sum(0)).clamp(min=0)[:, None]
             cells = pad_sequence([share.nonzero()[:, 0] for share in shares], batch_first=True)  # (R, K)
-            counts = torch.arange(cells.shape[1]) < (shares != 0).sum(1, keepdim=True)
-            some = torch.where(counts, shares.gather(1, cells), 0)[:, :, None]
-            self.cache[key] = rest.to(like), cells.to(like.device), some.to(like)
+            own_cells = torch.arange(cells.shape[1]) < (shares != 0).sum(1, keepdim=True)  # (R, K), false on padding
+            there = torch.where(own_cells, shares.gather(1, cells), 0)[:, :, None]
+            self.cache[key] = rest.to(like), cells.to(like.device), there.to(like)
         return self.cache[key]
 
     def may_look(self, T: int, device: torch.device) -> Tensor | None:
