@@ -24,8 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from peft.tuners.lora import Linear
 
-from . import layerwise
+from . import layerwise, lora
 from .base import DiffusionModel, denoising_loss, draw_noise, load_base
 from .bench_regions import random_sd15
 from .concept import bind
@@ -33,7 +34,7 @@ from .data import ConceptData, fit
 from .recipes import Recipe
 from .regional import Region
 from .resources import concepts_dir
-from .tuning import attach, recipe_for, tune
+from .tuning import recipe_for, tune
 from .wording import init_rows
 
 
@@ -96,7 +97,7 @@ def text_seconds(base: DiffusionModel, prompts: list[str], words: tuple[str, ...
 
 
 def official_seconds(base: DiffusionModel, data: ConceptData, recipe: Recipe, fused: bool, steps: int = 5) -> float:
-    """Least seconds of a step that does what the official loop does, on the same model, batch and LoRAs.
+    """Least seconds of a step that does what the official loop does, on the same model, batch and LoRAs (peft's own).
 
     It encodes the pictures at each step, runs the text encoder on all L prompts of each from the first token to the
     last, and trains the whole table of token embeddings, old rows put back afterwards. `fused`: with the attention
@@ -104,7 +105,8 @@ def official_seconds(base: DiffusionModel, data: ConceptData, recipe: Recipe, fu
     """
     model, words = base.copy(), ("<v1>", "<v2>")
     L, generator = len(base.layers), torch.Generator().manual_seed(0)
-    attach(model, recipe, seed=0)
+    for net in (model.text_encoder, model.unet):
+        lora.attach(net, recipe.rank, layer=Linear)
     rows = init_rows(base, recipe, words, data.class_word or "thing", 0)
     old = base.text_encoder.get_input_embeddings().weight.detach().float()  # (vocabulary, D)
     table = torch.nn.Embedding.from_pretrained(torch.cat([old, *(row.data for row in rows.values())]), freeze=False)

@@ -6,8 +6,9 @@
     dW      delta   (d_out, d_in) scale * up @ down; scale is alpha itself (1.0), as in the official code, not alpha / r
 
 Training goes through peft; what is trained comes out as plain factors, and a finished update is added into the weights
-of a copy that shares every other tensor. Module names of the text encoder are relative to its core, with no
-`text_model.` prefix, so that they do not depend on the version of transformers.
+of a copy that shares every other tensor. A step's LoRA costs its thin products alone, see `LowRank`. Module names of
+the text encoder are relative to its core, with no `text_model.` prefix, so that they do not depend on the version of
+transformers.
 """
 
 import copy
@@ -16,8 +17,10 @@ import re
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from .concept import Factors
 
@@ -60,14 +63,54 @@ def share(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, {id(tensor): tensor for tensor in tensors})
 
 
-def attach(net: nn.Module, rank: int | None, only: str = "") -> dict[str, LoraLayer]:
+class LowRank(torch.autograd.Function):
+    """y = x W0^T + bias + scale * x down^T up^T, (..., d_in) to (..., d_out), with W0 and bias frozen.
+
+    The same function as peft's, whose LoRA is a fifth of a step on a CPU: each sum and scale there makes a copy of the
+    features, forward and backward, and autograd's order of some products, r columns wide, is the slow one.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, W0: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        y = linear(x, W0, bias)  # (..., d_out), under autocast in its precision
+        x, W0, down, up = (tensor.to(y.dtype) for tensor in (x, W0, down, up))
+        h = linear(x.flatten(0, -2), down)  # (n, r)
+        y.view(-1, len(up)).addmm_(h, up.T, alpha=scale)
+        ctx.save_for_backward(x, W0, h, down, up)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # dL/dy, like y
+        x, W0, h, down, up = ctx.saved_tensors
+        g = grad.reshape(-1, len(up))  # (n, d_out)
+        g_h = ctx.scale * linear(g, up.T.contiguous())  # (n, r)
+        g_x = (g @ W0).addmm_(g_h, down).view_as(x) if ctx.needs_input_grad[0] else None
+        g_down = g_h.T @ x.flatten(0, -2) if ctx.needs_input_grad[3] else None
+        g_up = ctx.scale * (h.T @ g).T if ctx.needs_input_grad[4] else None
+        return g_x, None, None, g_down, g_up, None  # autograd casts each to its tensor's own precision
+
+
+class LowRankLinear(Linear):
+    """peft's linear with the sum above, for one adapter without dropout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.disable_adapters or self.merged or tuple(self.active_adapters) != ("default",):
+            return super().forward(x)
+        frozen, down, up = self.base_layer, self.lora_A["default"].weight, self.lora_B["default"].weight
+        return LowRank.apply(x, frozen.weight, frozen.bias, down, up, self.scaling["default"])
+
+
+def attach(net: nn.Module, rank: int | None, only: str = "", layer: type[Linear] = LowRankLinear) -> dict[str, Linear]:
     """Put a trainable LoRA on the attention linears of `net` (in place; give it a `share`), name -> peft layer.
 
     `only` is a regular expression the names must contain. Only the factors are trainable afterwards, in float32. Rank
     None trains the whole update: `down` is the identity and stays it, `up` is dW itself (for Custom Diffusion).
+    `layer` is the kind of peft layer; peft's own, `peft.tuners.lora.Linear`, computes the same.
     """
-    linears = {name: linear for name, linear in attention_linears(net).items() if re.search(only, name)}
-    widths = {linear.in_features for linear in linears.values()}
+    linears = {name: module for name, module in attention_linears(net).items() if re.search(only, name)}
+    widths = {module.in_features for module in linears.values()}
     if not linears or (rank is None and len(widths) > 1):
         raise ValueError(
             f"only={only!r} selects layers with {len(widths)} input widths: select some, all of one width."
@@ -75,14 +118,15 @@ def attach(net: nn.Module, rank: int | None, only: str = "") -> dict[str, LoraLa
     r = widths.pop() if rank is None else rank
     pattern = "|".join(map(re.escape, linears))
     config = LoraConfig(r=r, lora_alpha=r, lora_dropout=0.0, bias="none", target_modules=f"({pattern})")
+    config._register_custom_module({nn.Linear: layer})  # peft's way to bring one's own layer
     inject_adapter_in_model(config, core(net))
     layers = attached(net)
     if sorted(layers) != sorted(linears):
         raise RuntimeError(f"peft attached {len(layers)} LoRA layers where {len(linears)} were expected.")
-    for layer in layers.values():
-        layer.lora_A.float(), layer.lora_B.float()
+    for attached_layer in layers.values():
+        attached_layer.lora_A.float(), attached_layer.lora_B.float()
         if rank is None:
-            nn.init.eye_(layer.lora_A["default"].weight).requires_grad_(False)
+            nn.init.eye_(attached_layer.lora_A["default"].weight).requires_grad_(False)
     return layers
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft.tuners.lora import Linear
 from torch import nn
 
 from mixofshow_lite import lora
@@ -50,6 +51,36 @@ def features(model, prompt):
     context = model.context(prompt)
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     return model.unet(z, 500, context).sample
+
+
+def draw(shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("rank", [4, None])  # trained factors; a frozen identity and a whole update
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_our_layer_has_the_output_and_the_gradients_of_peft_s_own(rank, precision):
+    half, found = precision == torch.bfloat16, []
+    for kind in (Linear, lora.LowRankLinear):
+        net = nn.ModuleDict({"attn1": nn.ModuleDict({"to_q": nn.Linear(6, 5)})}).requires_grad_(False)
+        net.load_state_dict({name: draw(weight.shape, 4) for name, weight in net.state_dict().items()})
+        layer = lora.attach(net, rank, layer=kind)["attn1.to_q"]
+        assert type(layer) is kind
+        lora.scale(net, 0.7)
+        factors = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        for factor in factors:
+            factor.data = draw(factor.shape, 5) if factor.requires_grad else factor.data
+        net.to(torch.float32 if half else precision)
+        x = draw((2, 3, 6), 6).to(precision).requires_grad_()
+        with torch.autocast("cpu", precision, enabled=half):
+            y = layer(x)
+        (y * draw(y.shape, 7)).sum().backward()
+        found.append([y, *(tensor.grad for tensor in (x, *factors))])
+    for theirs, ours in zip(*found, strict=True):
+        assert (theirs is None) == (ours is None)
+        if theirs is not None:
+            assert ours.dtype == theirs.dtype
+            assert torch.allclose(ours, theirs, rtol=0.02 if half else 1e-12, atol=0.05 if half else 1e-12)
 
 
 def test_peft_by_hand_and_merged_agree_at_any_alpha(tiny_base):
