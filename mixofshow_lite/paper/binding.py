@@ -37,6 +37,7 @@ from ..base import DiffusionModel
 from ..data import ConceptData
 from ..evaluation import Scorer, load_scorer
 from ..fusion import gradient_fusion
+from ..fusion.settings import default_ridge
 from ..pocket import conditions, world
 from ..pocket.bars import rate
 from ..pocket.captions import article, full_name
@@ -188,6 +189,7 @@ def binding(
         claims(study, "concepts", f"regions{ways_of} + pose", "direct + pose", ("own",))
     means, in_place = summary(rows)
     settings = {"tuned": list(names), "seeds": list(seeds), "pictures": n, "prompts": [cast.direct for cast in casts]}
+    settings |= {"ridge": default_ridge(len(names))} if names else {}
     study.about = about(base, **settings, wanted=WANTED, two_each_in_its_place=in_place, means=means)
     study.figure = gallery(rows, pictures, ways)
     return study
