@@ -1,10 +1,12 @@
 """The paper's measurements: paired differences, claims, saved results; the observations run on a tiny model."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mixofshow_lite.paper import Study, difference
 from mixofshow_lite.paper.observations import apart, identified
@@ -76,7 +78,6 @@ def test_identified_and_apart():
 @pytest.fixture
 def toys(tmp_path):
     """Three tiny concepts of one class, flat colours."""
-    from PIL import Image
 
     from mixofshow_lite import ConceptData
 
@@ -119,7 +120,6 @@ def test_observation_3_from_end_to_end(tiny_base, toys, tmp_path, monkeypatch):
     assert study.figure is not None and (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").is_file()
     stamp = (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns
     study.save(tmp_path / "results")
-    from PIL import Image
 
     assert Image.open(tmp_path / "results" / "observation_3.webp").mode == "RGB"
     fusions.tuned(tiny_base, toys["one"], "ed_lora", 0, tmp_path / "tuned", steps=1)
@@ -184,6 +184,8 @@ def test_the_options_of_a_fusion_are_compared_with_the_default(tiny_base, toys, 
         return base.with_words(*concepts)
 
     monkeypatch.setattr(sweeping, "gradient_fusion", noted)
+    monkeypatch.setattr(sweeping, "drift", lambda *args, **options: SimpleNamespace(share=0.1))
+    monkeypatch.setattr(type(tiny_base), "sample", lambda self, prompt, n, **options: [Image.new("RGB", (8, 8))] * n)
     study = everything.JOBS["fusion_options"].measure(
         tiny_base, tmp_path, toys, groups={"all": list(toys)}, prompts=("a {}", "the {}"), n=1, steps=1, scorer=Eye()
     )
