@@ -78,7 +78,6 @@ def test_identified_and_apart():
 @pytest.fixture
 def toys(tmp_path):
     """Three tiny concepts of one class, flat colours."""
-
     from mixofshow_lite import ConceptData
 
     found = {}
@@ -120,7 +119,6 @@ def test_observation_3_from_end_to_end(tiny_base, toys, tmp_path, monkeypatch):
     assert study.figure is not None and (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").is_file()
     stamp = (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns
     study.save(tmp_path / "results")
-
     assert Image.open(tmp_path / "results" / "observation_3.webp").mode == "RGB"
     fusions.tuned(tiny_base, toys["one"], "ed_lora", 0, tmp_path / "tuned", steps=1)
     assert (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns == stamp  # kept, not tuned again

@@ -192,7 +192,7 @@ def binding(
     settings |= {"ridge": default_ridge(len(names))} if names else {}
     study.about = about(base, **settings, wanted=WANTED, two_each_in_its_place=in_place, means=means)
     study.figure = gallery(rows, pictures, ways)
-    study.rows = [{k: v for k, v in row.items() if k != "prompt"} for row in rows]  # they are long, and in `about`
+    study.rows = [{k: v for k, v in row.items() if k != "prompt"} for row in rows]  # long; in `about`, or the name
     return study
 
 
