@@ -14,6 +14,7 @@ from mixofshow_lite.pocket import clip, clip_data, world
 from mixofshow_lite.pocket.captions import caption
 from mixofshow_lite.pocket.clip import auc, multi_positive_loss, pair_auc
 from mixofshow_lite.pocket.clip_data import FACTS, WHOLE, claims, facts, truth
+from mixofshow_lite.resources import pocket_dir
 
 
 def said(text):
@@ -166,6 +167,36 @@ def test_the_preprocessing_of_training_is_open_clips(tmp_path):
 
     theirs = scorer.preprocess(Image.fromarray(pixels[0]))
     assert torch.allclose(theirs, clip.to_pixels(pixels[:1], "cpu")[0], atol=1e-5)
+
+
+def test_half_of_the_readers_pictures_go_through_the_autoencoder(monkeypatch):
+    monkeypatch.setattr(clip_data, "codec", lambda folder: folder)
+    monkeypatch.setattr(clip_data, "through", lambda vae, pictures: [255 - p for p in pictures])  # a negative: seen
+    soft = total = 0
+    for seed in range(12):
+        drawn, words, has, *_ = clip_data.draw_group(seed, 32)
+        passed, same_words, same_has, *_ = clip_data.draw_group(seed, 32, "vae")
+        assert (has == same_has).all() and passed.shape == drawn.shape
+        changed = [(a != b).any() for a, b in zip(drawn, passed, strict=True)]
+        kept = [(abs(a.astype(int) + b - 255) <= 1).mean() > 0.9 for a, b in zip(drawn, passed, strict=True)]
+        assert changed == kept  # untouched, or through it
+        soft, total = soft + sum(changed), total + len(changed)
+    assert 0.35 < soft / total < 0.65
+
+
+def test_pictures_through_an_autoencoder_are_what_it_gives_back():
+    folder = str(pocket_dir() / "vae")
+    threads = torch.get_num_threads()
+    try:
+        vae = clip_data.codec(folder)
+    finally:
+        torch.set_num_threads(threads)
+    pixels = [world.draw_image(world.sample(np.random.default_rng(i))) for i in range(2)]
+    back = clip_data.through(vae, pixels)
+    for before, after in zip(pixels, back, strict=True):
+        assert after.shape == before.shape and after.dtype == np.uint8 and (after != before).any()
+        assert np.abs(after.astype(int) - before).mean() < 12  # the same picture, a little softer
+    assert np.abs(back[0].astype(int) - pixels[1]).mean() > 20
 
 
 def test_training_learns_saves_and_goes_on(tmp_path):

@@ -248,6 +248,12 @@ def test_the_cache_holds_what_the_stream_makes_and_is_drawn_once(tmp_path, monke
     assert data.render_cache(folder, 3, seed=4) == folder
 
 
+def test_a_cache_with_company_holds_that_stream(tmp_path):
+    images, rows = data.load_cache(data.render_cache(tmp_path, 2, seed=4, workers=1, company=True))
+    pixels, texts, _ = data.make(4, 1, False, company=True)
+    assert (images[1] == pixels).all() and rows[1]["captions"] == texts
+
+
 def test_pixels_to_tensor_and_back():
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
     x = pretrain.to_tensor(images, torch.device("cpu"))
@@ -329,6 +335,7 @@ def tiny_training(tmp_path, monkeypatch):
     args = Namespace(
         work=str(tmp_path / "work"), out=str(tmp_path / "out"), pictures=6, minutes=60.0, batch=2, lr=1e-3,
         preview_minutes=60.0, vae_pictures=4, vae_minutes=60.0, vae_batch=2, kl=1e-3, start=None, compile=False,
+        company=False,
         vae_lr=2e-3, squared=2.0, decoder=False,
         focus=2.0,
     )  # fmt: skip

@@ -472,6 +472,21 @@ def test_captions_of_several_name_all_or_one_or_the_count_or_the_scene(many):
     assert all(share[kind] > part for kind, part in least.items()), share
 
 
+def test_in_company_two_stand_apart_and_are_told_of_friends():
+    drawn = [data.draw(3, i, False, company=True) for i in range(400)]
+    pairs = [(p, texts) for p, texts in drawn if len(p.subjects) == 2]
+    assert 0.5 < len(pairs) / len(drawn) < 0.66
+    between = np.array([abs(a.x - b.x) for a, b in (p.subjects for p, _ in pairs)])
+    assert 0.55 < (between > 0.37).mean() < 0.9  # side by side, but not always
+    subjects = [(s, p) for p, _ in drawn for s in p.subjects]
+    assert all(0.1 < s.x < 0.9 and not world.held_out(s.cls, s.colour, p.scene) for s, p in subjects)
+    assert {s.cls for s, _ in subjects} == set(CLASSES)
+    assert not [text for p, texts in drawn for text in texts if not is_true(text, p)]
+    people = [text for p, texts in pairs if all(s.is_character for s in p.subjects) for text in texts]
+    assert 0.4 < np.mean([len(MENTION.findall(t)) == 1 and "a friend" in t for t in people]) < 0.6
+    assert data.draw(3, 5, False)[0] != data.draw(3, 5, False, company=True)[0]
+
+
 def test_captions_vary_and_leave_things_out(many):
     alone = [(p, t) for p, texts in many if len(p.subjects) == 1 for t in texts]
     coloured = np.mean([bool(re.search(rf"({_COLOUR}) ({_CLASS})", t)) for p, t in alone if p.subjects[0].colour])

@@ -120,16 +120,17 @@ def disturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def train(
     out: Path, data: Path, tokenizer: Path, minutes: float, size: int = 96, groups: int = 3000, batch: int = 24,
     rate: float = 2e-3, workers: int = 2, device: str | None = None, seed: int = 0, steps: int | None = None,
-    start: Path | None = None,
+    start: Path | None = None, vae: Path | None = None,
 ) -> Path:  # fmt: skip
     """Train for `minutes` (or `steps`) in all, over as many calls as it takes; `out` is usable from the first minute.
 
-    batch counts groups of eight pictures; `start` is a folder whose weights to go on from. The state lies in
+    batch counts groups of eight pictures; `start` is a folder whose weights to go on from, `vae` an
+    autoencoder's that half of the pictures go through first. The state lies in
     `data/clip-state.pt`, losses in `data/clip-log.jsonl`.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenize = folder_tokenizer(tokenizer, _length(tokenizer))
-    world = cache_world(data / f"clip-{size}", groups, size, workers)
+    world = cache_world(data / f"clip-{size}", groups, size, workers, str(vae) if vae else None)
     ids = tokenize([c for row in world.captions for c in row]).view(len(world.captions), -1, _length(tokenizer))
     needs, told = (
         torch.from_numpy(np.stack(r)) for r in zip(*(claims(c) for row in world.captions for c in row), strict=True)
@@ -352,6 +353,7 @@ def main(argv=None) -> None:
         "--tokenizer", type=Path, default=Path("data/pocket/tokenizer"), help="CLIPTokenizer folder to copy"
     )
     one.add_argument("--start", type=Path, help="an open_clip folder of ours whose weights to go on from")
+    one.add_argument("--vae", type=Path, help="an autoencoder's folder that half of the pictures go through")
     one.add_argument("--minutes", type=float, default=36.0)
     one.add_argument("--steps", type=int, help="stop after so many steps instead")
     one.add_argument("--size", type=int, default=96, help="side of the pictures CLIP sees, a multiple of 32")

@@ -10,6 +10,7 @@ into facts, and a caption is a positive for *every* picture it is true of:
     seen     (pictures, G)      what is so of the whole
 """
 
+import functools
 import json
 import re
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -162,23 +164,51 @@ def plain(picture: Picture) -> str:
     return " and ".join(article(s.cls) for s in picture.subjects)
 
 
-def draw_group(seed: int, size: int):
-    """One group from its own seed -> pictures (GROUP, size, size, 3), captions, has, seen, identity."""
+@functools.lru_cache(maxsize=1)
+def codec(folder: str):
+    """The autoencoder in `folder`, once a process, which then computes on one thread: others draw beside it."""
+    torch.set_num_threads(1)
+    return AutoencoderKL.from_pretrained(folder, local_files_only=True).float().eval()
+
+
+@torch.no_grad()
+def through(vae, pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """Pictures as an autoencoder gives them back: uint8 (s, s, 3) each."""
+    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    y = vae.decode(vae.encode(x).latent_dist.sample()).sample.clamp(-1, 1)
+    return list(y.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def draw_group(seed: int, size: int, vae: str | None = None):
+    """One group from its own seed -> pictures (GROUP, size, size, 3), captions, has, seen, identity.
+
+    vae     folder of an autoencoder that half of the pictures go through: the reader reads what a decoder wrote, and
+            must not take its blur for another class
+    """
     rng = np.random.default_rng([seed, 77])
     single = rng.random() < 0.65
     pictures = look_alikes(rng) if single else swapped_pairs(rng)
     # drawn at 128 and reduced as the scorer's preprocessing does, so that training sees what evaluation sees
-    pixels = [Image.fromarray(draw_image(p)).resize((size, size), Image.Resampling.BICUBIC) for p in pictures]
+    pixels = [draw_image(p) for p in pictures]
+    if vae:
+        soft = np.flatnonzero(rng.random(GROUP) < 0.5)
+        torch.manual_seed(seed)
+        for i, pixel in zip(soft, through(codec(vae), [pixels[i] for i in soft]) if len(soft) else (), strict=True):
+            pixels[i] = pixel
+    pixels = [Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC) for p in pixels]
     words = [[*(caption(p, rng) for _ in range(CAPTIONS - 1)), plain(p)] for p in pictures]
     has, seen = (np.stack(rows) for rows in zip(*map(facts, pictures), strict=True))
     identity = seed * GROUP + np.arange(GROUP) // 2 if single else np.full(GROUP, -1)
     return np.stack([np.asarray(p) for p in pixels]), words, has, seen, identity
 
 
-def cache_world(folder: Path, groups: int, size: int, workers: int = 1) -> World:
-    """Draw `groups` groups once and keep them in `folder`; later calls open what is there if it is the same size."""
+def cache_world(folder: Path, groups: int, size: int, workers: int = 1, vae: str | None = None) -> World:
+    """Draw `groups` groups once and keep them in `folder`; later calls open what is there if it is the same size.
+
+    vae     see `draw_group`
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"version": 2, "groups": groups, "size": size, "facts": FACTS, "whole": WHOLE}
+    about = {"version": 2, "groups": groups, "size": size, "facts": FACTS, "whole": WHOLE, "vae": vae}
     stamp = folder / "about.json"
     if not stamp.exists() or json.loads(stamp.read_text()) != about:
         stamp.unlink(missing_ok=True)
@@ -187,7 +217,7 @@ def cache_world(folder: Path, groups: int, size: int, workers: int = 1) -> World
         )
         rest = []
         with ProcessPoolExecutor(workers) as pool:
-            drawn = pool.map(draw_group, range(groups), [size] * groups, chunksize=8)
+            drawn = pool.map(draw_group, range(groups), [size] * groups, [vae] * groups, chunksize=8)
             for g, (picture, *other) in enumerate(
                 tqdm(drawn, total=groups, desc="Pocket CLIP's pictures", unit="group")
             ):

@@ -32,6 +32,7 @@ def recipe(args) -> SimpleNamespace:
         work=str(args.work), out=str(args.work / "final"), start=args.start, pictures=args.pictures,
         vae_pictures=args.pictures // 3, vae_minutes=args.minutes, vae_batch=64, kl=5e-4,
         minutes=args.minutes, batch=256, lr=1e-3, focus=2.0, preview_minutes=args.minutes, compile=True,
+        company=False,
     )  # fmt: skip
 
 

@@ -208,7 +208,8 @@ def preview_vae(vae, images, device, file):
 def encode(args, device, vae, tokenizer):
     """The world as latent moments (n, 2C, 16, 16), kept in latents.npy (fp16), token ids (n, captions, N), and what the
     subjects cover (n, 16, 16)."""
-    folder = data.render_cache(f"{args.work}/world", args.pictures, seed=0)
+    seed = 5 if args.company else 0
+    folder = data.render_cache(f"{args.work}/world", args.pictures, seed=seed, company=args.company)
     file = Path(args.work) / "latents.npy"
     images, rows = data.load_cache(folder)
     texts = [text for row in rows for text in row["captions"]]
@@ -364,6 +365,7 @@ def main():
     parser.add_argument("--work", default="runs/pocket", help="checkpoints, caches and logs")
     parser.add_argument("--out", default="data/pocket", help="the diffusers folder that ships")
     parser.add_argument("--start", help="a shipped folder whose weights to start from, instead of from nothing")
+    parser.add_argument("--company", action="store_true", help="more pictures of two, see `data.draw`")
     parser.add_argument("--pictures", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=90, help="of text encoder + U-Net training")
     parser.add_argument("--batch", type=int, default=24)

@@ -132,13 +132,18 @@ def sample_subject(rng, cls: str | None = None, colour: str | None = "any") -> S
 _CLASS_ODDS = [0.115] * len(CHARACTERS) + [0.31 / len(OBJECTS)] * len(OBJECTS)
 
 
-def place(rng, subjects: list[Subject]) -> list[Subject]:
-    """Give subjects sizes and places: anywhere, sometimes overlapping, farther ones first (Section 3.4 needs this)."""
+def place(rng, subjects: list[Subject], apart: bool = False) -> list[Subject]:
+    """Give subjects sizes and places: anywhere, sometimes overlapping, farther ones first (Section 3.4 needs this).
+
+    apart   several stand side by side, each in a column of its own, as regions have them
+    """
     n = len(subjects)
     low, high = ((0.5, 0.84), (0.42, 0.62), (0.34, 0.46))[n - 1]
     slots = rng.permutation(n)
     roll = rng.uniform()  # two stand close, overlapping, or up to half a picture apart
     span = (0.0, 0.24 + 0.28 * roll, min(0.45 + 0.24 * roll, 0.62))[n - 1]
+    if apart and n > 1:
+        span = 0.44 + 0.1 * roll if n == 2 else 0.58 + 0.04 * roll
     left = 0.5 if n == 1 else rng.uniform(0.19, 0.81 - span)
     for subject, slot in zip(subjects, slots, strict=True):
         subject.height = float(rng.uniform(low, high))
@@ -158,7 +163,9 @@ def sample_scene_params(rng) -> dict[str, float]:
     return {name: float(rng.uniform()) for name in scenes.PARAMS}
 
 
-def sample(rng, n_subjects=None, subjects=None, scene=None, light=None, allow_held_out: bool = False) -> Picture:
+def sample(
+    rng, n_subjects=None, subjects=None, scene=None, light=None, allow_held_out: bool = False, apart: bool = False
+) -> Picture:
     """Draw the parameters of a picture from the pretraining world.
 
     rng             numpy.random.Generator
@@ -166,6 +173,7 @@ def sample(rng, n_subjects=None, subjects=None, scene=None, light=None, allow_he
     subjects        given subjects, placed anew (their look is kept); by default drawn
     scene, light    names, by default drawn
     allow_held_out  False skips class-colour-scene combinations that are kept for measuring
+    apart           see `place`
     """
     scene = known(scene, SCENES, "scene") if scene else str(rng.choice(SCENES))
     light = known(light, LIGHTS, "light") if light else str(rng.choice(LIGHTS, p=(0.66, 0.16, 0.18)))
@@ -176,7 +184,7 @@ def sample(rng, n_subjects=None, subjects=None, scene=None, light=None, allow_he
             subject = sample_subject(rng)
             if allow_held_out or not held_out(subject.cls, subject.colour, scene):
                 subjects.append(subject)
-    placed = place(rng, [replace(s) for s in subjects])
+    placed = place(rng, [replace(s) for s in subjects], apart)
     return Picture(placed, scene, sample_scene_params(rng), light)
 
 
