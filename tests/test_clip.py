@@ -174,8 +174,8 @@ def test_half_of_the_readers_pictures_go_through_the_autoencoder(monkeypatch):
     monkeypatch.setattr(clip_data, "through", lambda vae, pictures: [255 - p for p in pictures])  # a negative: seen
     soft = total = 0
     for seed in range(12):
-        drawn, words, has, *_ = clip_data.draw_group(seed, 32)
-        passed, same_words, same_has, *_ = clip_data.draw_group(seed, 32, "vae")
+        drawn, _, has, *_ = clip_data.draw_group(seed, 32)
+        passed, _, same_has, *_ = clip_data.draw_group(seed, 32, "vae")
         assert (has == same_has).all() and passed.shape == drawn.shape
         changed = [(a != b).any() for a, b in zip(drawn, passed, strict=True)]
         kept = [(abs(a.astype(int) + b - 255) <= 1).mean() > 0.9 for a, b in zip(drawn, passed, strict=True)]

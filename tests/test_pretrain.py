@@ -368,7 +368,7 @@ def test_training_is_killed_resumes_and_ships_a_model_that_loads(tiny_training, 
     assert "diffusion: resumed at step 1" in capsys.readouterr().out
     assert torch.load(tmp_path / "work" / "diffusion.pt", weights_only=True)["step"] == 3
     assert all(w.shape == (2, 1, 16, 16) and w.max() > 1.5 * w.min() for w in weights) and len(weights) == 3
-    assert np.load(tmp_path / "work" / "latents.npy").shape == (6, 2 * anatomy.CHANNELS, 16, 16)
+    assert np.load(tmp_path / "work" / "world" / "latents.npy").shape == (6, 2 * anatomy.CHANNELS, 16, 16)
 
     out = tmp_path / "out"
     sums = dict(reversed(line.split("  ")) for line in (out / "SHA256SUMS").read_text().splitlines())
@@ -378,6 +378,12 @@ def test_training_is_killed_resumes_and_ships_a_model_that_loads(tiny_training, 
     assert len(model.layers) == 16 and "rabbit" in model.known_words and model.size == (128, 128)
     pictures = model.sample("a red cat on the beach", n=1, steps=2, progress=False)
     assert pictures[0].size == (128, 128)
+
+    args.company = True  # in the same folder: other pictures, with latents of their own
+    moments, ids, _ = pretrain.encode(args, device, again, model.tokenizer)
+    texts = data.draw(pretrain.COMPANY_SEED, 2, False, company=True)[1]
+    assert (ids[2] == model.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids).all()
+    assert (moments != torch.from_numpy(np.load(tmp_path / "work" / "world" / "latents.npy"))).any()
 
 
 def test_psnr_by_hand():

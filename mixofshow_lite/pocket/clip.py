@@ -124,9 +124,9 @@ def train(
 ) -> Path:  # fmt: skip
     """Train for `minutes` (or `steps`) in all, over as many calls as it takes; `out` is usable from the first minute.
 
-    batch counts groups of eight pictures; `start` is a folder whose weights to go on from, `vae` an
-    autoencoder's that half of the pictures go through first. The state lies in
-    `data/clip-state.pt`, losses in `data/clip-log.jsonl`.
+    batch counts groups of eight pictures; `start` is a folder whose weights to go on from, `vae` one of an
+    autoencoder that half of the pictures go through first. The state lies in `data/clip-state.pt`, losses in
+    `data/clip-log.jsonl`.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenize = folder_tokenizer(tokenizer, _length(tokenizer))

@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .captions import COUNTS, NOUNS, PLACES, TIMES, article, caption
+from .pretrain import to_image, to_tensor
 from .world import (
     ACCESSORIES,
     CHARACTERS,
@@ -173,10 +174,9 @@ def codec(folder: str):
 
 @torch.no_grad()
 def through(vae, pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """Pictures as an autoencoder gives them back: uint8 (s, s, 3) each."""
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    y = vae.decode(vae.encode(x).latent_dist.sample()).sample.clamp(-1, 1)
-    return list(y.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    """Pictures as an autoencoder gives them back: uint8 (s, s, 3) each, s a multiple of 8."""
+    x = to_tensor(np.stack(pictures), vae.device)
+    return list(to_image(vae.decode(vae.encode(x).latent_dist.sample()).sample))
 
 
 def draw_group(seed: int, size: int, vae: str | None = None):
@@ -188,13 +188,14 @@ def draw_group(seed: int, size: int, vae: str | None = None):
     rng = np.random.default_rng([seed, 77])
     single = rng.random() < 0.65
     pictures = look_alikes(rng) if single else swapped_pairs(rng)
-    # drawn at 128 and reduced as the scorer's preprocessing does, so that training sees what evaluation sees
     pixels = [draw_image(p) for p in pictures]
     if vae:
         soft = np.flatnonzero(rng.random(GROUP) < 0.5)
         torch.manual_seed(seed)
-        for i, pixel in zip(soft, through(codec(vae), [pixels[i] for i in soft]) if len(soft) else (), strict=True):
+        back = through(codec(vae), [pixels[i] for i in soft]) if len(soft) else []
+        for i, pixel in zip(soft, back, strict=True):
             pixels[i] = pixel
+    # drawn at 128 and reduced as the scorer's preprocessing does, so that training sees what evaluation sees
     pixels = [Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC) for p in pixels]
     words = [[*(caption(p, rng) for _ in range(CAPTIONS - 1)), plain(p)] for p in pictures]
     has, seen = (np.stack(rows) for rows in zip(*map(facts, pictures), strict=True))

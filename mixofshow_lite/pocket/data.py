@@ -35,6 +35,7 @@ def decorate(rng, subject):
 def draw(seed: int, index: int, wide: bool, company: bool = False) -> tuple[world.Picture, list[str]]:
     """Picture `index` of the stream `seed`, not rendered yet, and its captions.
 
+    wide        with out-domain marks; not together with company
     company     more pictures of two, most of them characters, which mostly stand apart and are more often captioned as
                 a region's prompt is ("a red cat on the left and a friend")
     """
@@ -89,7 +90,10 @@ def render_cache(
     folder, n: int, seed: int = 0, wide: bool = False, workers: int | None = None, company: bool = False
 ) -> Path:
     """Render `n` pictures to folder/images.npy (n, 128, 128, 3), what their subjects cover to folder/cells.npy
-    (n, 16, 16) and their captions and parameters to folder/pictures.jsonl; done already, it returns."""
+    (n, 16, 16) and their captions and parameters to folder/pictures.jsonl; done already, it returns.
+
+    wide, company   see `draw`
+    """
     folder = Path(folder)
     file, done = folder / "images.npy", folder / "pictures.jsonl"
     if done.exists() and (folder / "cells.npy").exists():  # older caches have none

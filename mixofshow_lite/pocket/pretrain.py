@@ -26,6 +26,7 @@ from transformers import CLIPTextModel
 from . import anatomy, data, muon, tokens
 
 FOCUSED = 0.55  # share of the training in which cells with subjects count more
+COMPANY_SEED = 5  # of the pictures with company: others than the world's
 GUIDANCE = 4.0  # the shipped model's default scale of classifier-free guidance
 
 
@@ -206,11 +207,11 @@ def preview_vae(vae, images, device, file):
 
 
 def encode(args, device, vae, tokenizer):
-    """The world as latent moments (n, 2C, 16, 16), kept in latents.npy (fp16), token ids (n, captions, N), and what the
-    subjects cover (n, 16, 16)."""
-    seed = 5 if args.company else 0
-    folder = data.render_cache(f"{args.work}/world", args.pictures, seed=seed, company=args.company)
-    file = Path(args.work) / "latents.npy"
+    """The world as latent moments (n, 2C, 16, 16), kept in latents.npy (fp16) beside its pictures, token ids
+    (n, captions, N), and what the subjects cover (n, 16, 16)."""
+    name, seed = ("company", COMPANY_SEED) if args.company else ("world", 0)  # each with latents of its own
+    folder = data.render_cache(f"{args.work}/{name}", args.pictures, seed=seed, company=args.company)
+    file = folder / "latents.npy"
     images, rows = data.load_cache(folder)
     texts = [text for row in rows for text in row["captions"]]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="np").input_ids
