@@ -379,8 +379,8 @@ def test_training_is_killed_resumes_and_ships_a_model_that_loads(tiny_training, 
     pictures = model.sample("a red cat on the beach", n=1, steps=2, progress=False)
     assert pictures[0].size == (128, 128)
 
-    args.company = True  # in the same folder: other pictures, with latents of their own
-    moments, ids, _ = pretrain.encode(args, device, again, model.tokenizer)
+    # in the same folder: other pictures, with latents of their own
+    moments, ids, _ = pretrain.encode(args, device, again, model.tokenizer, company=True)
     texts = data.draw(pretrain.COMPANY_SEED, 2, False, company=True)[1]
     assert (ids[2] == model.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids).all()
     assert (moments != torch.from_numpy(np.load(tmp_path / "work" / "world" / "latents.npy"))).any()

@@ -206,11 +206,11 @@ def preview_vae(vae, images, device, file):
     grid(np.concatenate([images, to_image(y)]), len(images)).save(file)
 
 
-def encode(args, device, vae, tokenizer):
-    """The world as latent moments (n, 2C, 16, 16), kept in latents.npy (fp16) beside its pictures, token ids
-    (n, captions, N), and what the subjects cover (n, 16, 16)."""
-    name, seed = ("company", COMPANY_SEED) if args.company else ("world", 0)  # each with latents of its own
-    folder = data.render_cache(f"{args.work}/{name}", args.pictures, seed=seed, company=args.company)
+def encode(args, device, vae, tokenizer, company: bool = False):
+    """The world, or its pictures with company, as latent moments (n, 2C, 16, 16), kept in latents.npy (fp16) beside
+    the pictures, token ids (n, captions, N), and what the subjects cover (n, 16, 16)."""
+    name, seed = ("company", COMPANY_SEED) if company else ("world", 0)  # each with latents of its own
+    folder = data.render_cache(f"{args.work}/{name}", args.pictures, seed=seed, company=company)
     file = folder / "latents.npy"
     images, rows = data.load_cache(folder)
     texts = [text for row in rows for text in row["captions"]]
@@ -268,7 +268,7 @@ def focus_at(progress: float, focus: float) -> float:
 def train_diffusion(args, device, vae):
     """Text encoder and U-Net together: epsilon prediction, one prompt in ten left empty for guidance."""
     tokenizer = tokens.build_tokenizer(f"{args.start or args.work}/tokenizer")
-    moments, ids, cover = encode(args, device, vae, tokenizer)
+    moments, ids, cover = encode(args, device, vae, tokenizer, args.company)
     empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids[0].to(device)
     torch.manual_seed(0)
     if args.start:
