@@ -6,12 +6,13 @@
 row              against
 four pictures    the bare U-Net calls of the same 25 guided steps
 two regions      the same pictures without regions
-a tuning step    its floor: the bare U-Net forward and backward on the same batch, plus the bare text encoder's on as
-                 many tokens as the prompts have distinct beginnings (what nothing can share)
+a tuning step    its floor: the bare U-Net forward and backward on as many pictures, plus the bare text encoder's on as
+                 many tokens as a batch's prompts have distinct beginnings on average (what nothing can share)
                  a step of a loop that does what the official one does, see `official_seconds`
 
 A shared machine is fast and slow by turns: what is compared is measured in turns too, and the fastest of all turns
-counts, which is nearest to what the work itself needs.
+counts, which is nearest to what the work itself needs. Tuning's turns are means of several steps, whose batches differ:
+two pictures may have one prompt, which is read once.
 """
 
 import json
@@ -39,16 +40,14 @@ from .wording import init_rows
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """Least seconds of `work`, after one call that does not count."""
+    """Mean seconds of `work`, after one call that does not count."""
     work()
-    times = []
+    start = time.perf_counter()
     for _ in range(repeats):
-        start = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return (time.perf_counter() - start) / repeats
 
 
 def in_turns(turns: int, **measures: Callable[[], float]) -> dict[str, float]:
@@ -75,21 +74,31 @@ def first_concept() -> ConceptData:
 
 
 def tuning_seconds(base: DiffusionModel, data: ConceptData, recipe: Recipe, steps: int = 4) -> float:
-    """Least seconds of a step, the first left out."""
+    """Mean seconds of a step, the first left out."""
     marks: list[float] = []
     tune(base, data, recipe, steps=steps, progress=False, callback=lambda _: marks.append(time.perf_counter()))
-    return min(b - a for a, b in zip(marks, marks[1:], strict=False))
+    return (marks[-1] - marks[0]) / (steps - 1)
 
 
-def text_seconds(base: DiffusionModel, prompts: list[str], words: tuple[str, ...], repeats: int = 3) -> float:
-    """The bare text encoder forward and backward on as many tokens as B prompts have distinct beginnings."""
+def tokens_a_step(base: DiffusionModel, prompts: list[str], words: tuple[str, ...], batch: int, draws: int = 50) -> int:
+    """How many distinct beginnings the layer prompts of `batch` of the prompts have, the mean of some draws."""
+    generator, counts, L = torch.Generator().manual_seed(0), [], len(base.layers)
+    for _ in range(draws):
+        drawn = {prompts[i] for i in torch.randperm(len(prompts), generator=generator)[:batch].tolist()}
+        bound = bind(base.tokenizer, sorted(drawn), words)
+        counts.append(len(layerwise.beginnings(bound, [L] * len(drawn)).ids))
+    return round(sum(counts) / draws)
+
+
+def text_seconds(
+    base: DiffusionModel, prompts: list[str], words: tuple[str, ...], batch: int, repeats: int = 3
+) -> float:
+    """The bare text encoder forward and backward on as many tokens as `tokens_a_step`, in prompts of one length."""
     model, L = base.copy(), len(base.layers)
     if base.device.type == "cpu":
         model.text_encoder.set_attn_implementation("eager")  # the faster one there, see layerwise.plainly
-    bound = bind(model.tokenizer, prompts, words)
-    tokens = len(layerwise.beginnings(bound, [L] * len(prompts)).ids)
-    length = max(1, round(tokens / (L * len(prompts))))
-    ids = bound.ids[:, :length].repeat_interleave(L, dim=0).to(base.device)  # (B * L, length)
+    length = max(1, round(tokens_a_step(base, prompts, words, batch) / (L * batch)))
+    ids = bind(model.tokenizer, prompts[:1], words).ids[:, :length].expand(L * batch, -1).to(base.device)
     start = torch.zeros((), device=base.device, requires_grad=True)
     embedding = model.text_encoder.get_input_embeddings()
     embedding.register_forward_hook(lambda module, args, out: out + start.to(out.dtype))  # so that gradients flow back
@@ -97,7 +106,7 @@ def text_seconds(base: DiffusionModel, prompts: list[str], words: tuple[str, ...
 
 
 def official_seconds(base: DiffusionModel, data: ConceptData, recipe: Recipe, fused: bool, steps: int = 5) -> float:
-    """Least seconds of a step that does what the official loop does, on the same model, batch and LoRAs (peft's own).
+    """Mean seconds of a step that does what the official loop does, on the same model, batch and LoRAs (peft's own).
 
     It encodes the pictures at each step, runs the text encoder on all L prompts of each from the first token to the
     last, and trains the whole table of token embeddings, old rows put back afterwards. `fused`: with the attention
@@ -156,15 +165,15 @@ def sampling(base: DiffusionModel, steps: int = 25, turns: int = 8) -> tuple[dic
 
 
 def tuning(
-    base: DiffusionModel, data: ConceptData, recipe: Recipe, turns: int = 8, repeats: int = 3, careful: bool = True
+    base: DiffusionModel, data: ConceptData, recipe: Recipe, turns: int = 8, repeats: int = 10, careful: bool = True
 ) -> tuple[dict, dict]:
     """Seconds and ratios of a step; `careful` also measures the official loop with this library's attention."""
     words = ("<v1>", "<v2>")
-    prompts = data.prompts(" ".join(words))[: recipe.batch]
+    prompts = data.prompts(" ".join(words))
     measures = {
         "step": lambda: tuning_seconds(base, data, recipe, repeats + 1),
         "unet": lambda: unet_seconds(base, recipe.batch, True, repeats),
-        "text": lambda: text_seconds(base, prompts, words, repeats),
+        "text": lambda: text_seconds(base, prompts, words, recipe.batch, repeats),
         "official": lambda: official_seconds(base, data, recipe, True, repeats),
         "careful": lambda: official_seconds(base, data, recipe, False, repeats),
     }

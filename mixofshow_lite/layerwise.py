@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from .concept import Bound
+from .lora import core
 
 BEGINNINGS = "mixofshow_beginnings"  # the name under which transformers finds `attend_to_beginnings`
 PLAIN = 1024 * 1024  # largest T * N for which plain attention's (T, N) probabilities are kept for a backward pass
@@ -172,14 +173,38 @@ def encode_shared(text_encoder: nn.Module, bound: Bound, table: Tensor | None, c
     )
     before = text_encoder.config._attn_implementation
     text_encoder.set_attn_implementation(BEGINNINGS)
+    alone = torch.stack([ids, slots, layers, owner % N])  # (4, rows) what the first layer sees of each row
     try:
-        with word_rows(text_encoder, slots[:, None], layers[:, None], table):
+        with word_rows(text_encoder, slots[:, None], layers[:, None], table), once(text_encoder, alone):
             features = text_encoder(
                 ids[:, None], position_ids=(owner % N)[:, None], places=places, owner=owner
             ).last_hidden_state  # (rows, 1, D)
     finally:
         text_encoder.set_attn_implementation(before)
     return features[:, 0].index_select(0, places.flatten()).unflatten(0, places.shape)
+
+
+@contextmanager
+def once(text_encoder: nn.Module, alone: Tensor) -> Iterator[None]:
+    """While on, the first layer's queries, keys and values are computed once for rows with equal columns of `alone`.
+
+    Before the first attention a row knows its token and its place alone, so those behind a concept word are as good as
+    all the same in the L prompts. Left out in training mode, where the encoder may recompute itself in the backward
+    pass, after this is over (see `tuning.attach`).
+    """
+    _, same = alone.unique(dim=1, return_inverse=True)  # (rows,) which of the distinct columns
+    first = same.new_empty(int(same.max()) + 1).scatter_(0, same, torch.arange(len(same), device=same.device))
+    attention = core(text_encoder).encoder.layers[0].self_attn
+    handles = []
+    if not text_encoder.training:
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            handles.append(projection.register_forward_pre_hook(lambda module, args: args[0].index_select(0, first)))
+            handles.append(projection.register_forward_hook(lambda module, args, out: out.index_select(0, same)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def attend_to_beginnings(

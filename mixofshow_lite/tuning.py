@@ -32,7 +32,7 @@ from .layerwise import BEGINNINGS
 from .parallel import accelerator_for, add_up, shares
 from .recipes import PAPER, PAPER_CUSTOM, RECIPES, Recipe, recipe_for
 from .views import add_prior, prepare
-from .wording import Reader, init_rows, spread
+from .wording import Reader, init_rows, quicken, spread
 
 __all__ = ["PAPER", "PAPER_CUSTOM", "RECIPES", "Recipe", "recipe_for", "tune"]
 
@@ -78,6 +78,7 @@ def tune(
     checkpoint = checkpoint and Path(checkpoint)
 
     model = base.copy()
+    quicken(model.text_encoder)
     rows = init_rows(base, recipe, words, class_word, seed)
     limit = (recipe.freeze_norm or math.inf) * spread(base) * base.text_encoder.config.hidden_size**0.5
     attach(model, recipe, seed, gradient_checkpointing)

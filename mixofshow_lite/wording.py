@@ -8,12 +8,16 @@ c        context   (b, L, N, D)
 import hashlib
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.activations import QuickGELUActivation
 
 from .attention_loss import find_words
 from .base import DiffusionModel
 from .concept import Bound, bind
 from .layerwise import encode
+from .lora import core
 from .recipes import Recipe
 
 
@@ -38,6 +42,35 @@ def init_rows(
         draw = torch.randn(table.shape[1], generator=generator).to(table.device) * spread(base)
         rows[word] = nn.Parameter((draw if kind == "rand" else table[tokens].mean(dim=0)).repeat(copies, 1))
     return rows
+
+
+class QuickGELU(torch.autograd.Function):
+    """x * sigmoid(1.702 x), CLIP's activation, as silu(1.702 x) / 1.702, which has a kernel of its own each way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).div_(1.702)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(grad, *ctx.saved_tensors)
+
+
+class QuickActivation(QuickGELUActivation):
+    """transformers' quick_gelu by the function above: half its time on a CPU, forward and backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return QuickGELU.apply(x)
+
+
+def quicken(text_encoder: nn.Module) -> None:
+    """Put a QuickActivation in the place of each quick_gelu (in place; give it a copy)."""
+    for layer in core(text_encoder).encoder.layers:
+        if type(layer.mlp.activation_fn) is QuickGELUActivation:
+            layer.mlp.activation_fn = QuickActivation()
 
 
 class Reader:

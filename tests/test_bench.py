@@ -14,12 +14,23 @@ def test_the_reference_loops_leave_the_base_alone(tiny_base):
     plain = layerwise.PLAIN
     for fused in (True, False):
         assert bench.official_seconds(tiny_base, data, RECIPES["ed_lora"], fused, steps=1) > 0
-    assert bench.text_seconds(tiny_base, data.prompts("<v1> <v2>")[:2], ("<v1>", "<v2>")) > 0
+    assert bench.text_seconds(tiny_base, data.prompts("<v1> <v2>"), ("<v1>", "<v2>"), 2) > 0
     assert bench.unet_seconds(tiny_base, 2, backward=True) > 0
     assert layerwise.PLAIN == plain
     after = {n: w for net in (tiny_base.unet, tiny_base.text_encoder) for n, w in net.named_parameters()}
     assert list(after) == list(before) and all(torch.equal(after[n], w) for n, w in before.items())
     assert tiny_base.text_encoder.config._attn_implementation == "sdpa"
+
+
+def test_the_floor_counts_a_repeated_prompt_once(tiny_base):
+    """By hand: "<start> a <v1>" shares two tokens in all layer prompts; the rest, 14 of 16, is there for each layer."""
+    words = ("<v1>",)
+    assert bench.tokens_a_step(tiny_base, ["a <v1>"], words, 1) == 2 + 16 * 14
+    assert bench.tokens_a_step(tiny_base, ["a <v1>"] * 4, words, 3) == 2 + 16 * 14
+    other = bench.tokens_a_step(tiny_base, ["a <v1>", "a <v1> cat"], words, 2)
+    assert other == 2 + 16 * (1 + 2 * 13)  # the word itself is common too
+    mixed = bench.tokens_a_step(tiny_base, ["a <v1>", "a <v1>", "a <v1> cat"], words, 2)
+    assert 2 + 16 * 14 < mixed < other
 
 
 def test_what_is_compared_is_measured_in_turns_and_the_fastest_counts():
