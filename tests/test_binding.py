@@ -177,6 +177,13 @@ class Painter:
     def __init__(self):
         self.asked = []
 
+    def encode_images(self, pictures):
+        return pictures
+
+    def decode(self, latents):
+        """An autoencoder that gives back the pair, which the reader can read, whatever it was given."""
+        return [beside(CAT, ROBOT)] * len(latents)
+
     def sample(self, prompt, n, seed, progress, regions=None, isolate=False, spatial=None):
         asked = regions and [(region.start, " friend" in region.prompt) for region in regions]
         self.asked.append((prompt, seed, isolate, spatial, asked))
@@ -188,14 +195,15 @@ class Painter:
 def test_the_study_from_end_to_end(tmp_path):
     model = Painter()
     found = study.binding(model, n=2, scorer=Reader(), casts=[PAIR, TRIPLE], condition=lambda regions, classes: classes)
-    ways = ["drawn", *study.WAYS, *study.POSED]
+    ways = [*study.DRAWN, *study.WAYS, *study.POSED]
     assert len(found.rows) == 2 * len(ways) * 2
     assert found.verdicts["words: more are placed with regions than with direct"]
     assert not found.verdicts["words: more are present with regions than with direct"]  # the painter forgets nobody
     assert not found.verdicts["words: more are placed with regions, isolated than with regions"]
     assert found.verdicts["words: more are own with regions + pose than with direct + pose"]
     share = found.about["two_each_in_its_place"]
-    assert share["regions"]["all own"]["share"] == 1
+    assert share["regions"]["all own"]["share"] == share["drawn, decoded"]["all own"]["share"] == 1
+    assert share["drawn"]["all own"]["share"] < 1  # of the world's, the stand-in reads nothing
     assert share["direct"]["all placed"] == {"share": 0, "error": 0, "n": 2}
     assert found.about["means"]["words, 3"]["direct"]["placed"] == pytest.approx(1 / 3, abs=1e-3)
     text = study.table(found.about["means"])

@@ -9,6 +9,7 @@
     regions, friends, isolated   words and fence together
     ... + pose                   with a spatial condition as well, a keypose that is laid out from the boxes
     drawn                        the world's own pictures: what the reader can tell at best
+    drawn, decoded               the same, through the base's autoencoder: at best of what a base decodes
 
 Pocket CLIP reads every box, cropped, of every picture:
 
@@ -21,7 +22,7 @@ Pocket CLIP reads every box, cropped, of every picture:
     all placed, all own   so are all subjects of the picture (0 or 1)
 
 A row is one picture, its numbers the means over its subjects. What the reader cannot tell on drawn pictures, it cannot
-tell on sampled ones: compare with the row `drawn`, not with 1.
+tell on sampled ones: compare with the rows `drawn`, not with 1.
 """
 
 import textwrap
@@ -46,6 +47,7 @@ from .casts import Cast, concept_casts, drawn, word_casts
 from .observations import about
 from .study import Study, difference, tuned
 
+DRAWN = ("drawn", "drawn, decoded")
 WAYS = ("direct", "regions", "regions, friends", "regions, isolated", "regions, later", "regions, friends, isolated")
 POSED = ("direct + pose", "regions + pose", "regions, friends + pose")
 NUMBERS = ("present", "placed", "coloured", "wearing", "own", "all placed", "all own")
@@ -56,8 +58,9 @@ WANTED = 0.9  # share of pictures of two subjects in which each is in its place
 
 def draw(model: DiffusionModel, cast: Cast, way: str, n: int, seed: int, condition: Callable | None) -> list:
     """n pictures of a cast in one of the ways; the same seeds in all of them."""
-    if way == "drawn":
-        return [drawn(cast, seed + i) for i in range(n)]
+    if way in DRAWN:
+        pictures = [drawn(cast, seed + i) for i in range(n)]
+        return model.decode(model.encode_images(pictures)) if "decoded" in way else pictures
     options, prompt = {}, cast.direct
     if "regions" in way:
         regions = cast.regions(start=LATER if "later" in way else 0.0, friends="friends" in way)
@@ -164,7 +167,7 @@ def binding(
     """
     scorer = load_scorer(scorer)
     condition = condition or shipped_keypose(base)
-    ways = ("drawn", *WAYS, *(POSED if condition else ()))
+    ways = (*DRAWN, *WAYS, *(POSED if condition else ()))
     casts = word_casts() if casts is None else casts
     rows, pictures = measure(base, casts, ways, n, SEED, scorer, condition)
     for tuning_seed in seeds if names else ():
@@ -191,7 +194,7 @@ def binding(
     settings = {"tuned": list(names), "seeds": list(seeds), "pictures": n, "prompts": [cast.direct for cast in casts]}
     settings |= {"ridge": default_ridge(len(names))} if names else {}
     study.about = about(base, **settings, wanted=WANTED, two_each_in_its_place=in_place, means=means)
-    study.figure = gallery(rows, pictures, ways)
+    study.figure = gallery(rows, pictures, [way for way in ways if way != "drawn, decoded"])
     study.rows = [{k: v for k, v in row.items() if k != "prompt"} for row in rows]  # long; in `about`, or the name
     return study
 
