@@ -60,15 +60,15 @@ def reader_as_it_is(monkeypatch):
 
 
 def actor(cls, colour, worn):
-    tint, item = worn.split()
     rng = np.random.default_rng(0)
     look = world.sample_subject(rng, cls, colour)
-    look.accessories = [(item, tint, world.sample_colour(rng, tint))]
+    look.accessories = [(item, tint, world.sample_colour(rng, tint)) for tint, item in ([worn.split()] if worn else [])]
     return casts.Actor(casts.full_name(look, wear=True), look)
 
 
 CAT, ROBOT, FROG = ("cat", "red", "blue hat"), ("robot", "blue", "pink scarf"), ("frog", "green", "red bow")
 PAIR = casts.Cast("pair", (actor(*CAT), actor(*ROBOT)), "snow")
+PLAIN = casts.Cast("plain", (actor(*CAT[:2], ""), actor(*ROBOT[:2], "")), "city")
 TRIPLE = casts.Cast("triple", (actor(*CAT), actor(*ROBOT), actor(*FROG)), "beach")
 
 
@@ -98,6 +98,14 @@ def test_casts_are_the_same_again_and_nobody_shares_anything():
             assert len({what(a.look) for a in cast.actors}) == len(cast.actors)
         assert not any(world.held_out(a.look.cls, a.look.colour, cast.scene) for a in cast.actors)
         assert len(cast.direct.replace(",", " ,").split()) <= 30  # of the pocket tokenizer's 32 places
+
+
+def test_plain_casts_wear_nothing_and_say_so():
+    found = casts.word_casts(5, 0, seed=1, dressed=False)
+    assert [c.name for c in found] == [f"plain prompt {i}" for i in range(5)]
+    for cast in found:
+        assert all(not a.look.accessories and a.text.split()[1:] == [a.look.colour, a.look.cls] for a in cast.actors)
+        assert len({a.look.cls for a in cast.actors}) == len({a.look.colour for a in cast.actors}) == 2
 
 
 READINGS = [  # picture, present, placed, coloured, wearing, own, all placed, all own
@@ -187,27 +195,33 @@ class Painter:
     def sample(self, prompt, n, seed, progress, regions=None, isolate=False, spatial=None):
         asked = regions and [(region.start, " friend" in region.prompt) for region in regions]
         self.asked.append((prompt, seed, isolate, spatial, asked))
-        cast = next(c for c in (PAIR, TRIPLE) if prompt in (c.direct, c.together))
+        cast = next(c for c in (PAIR, TRIPLE, PLAIN) if prompt in (c.direct, c.together))
         looks = (CAT, ROBOT, FROG)[: len(cast.actors)]
         return [beside(*(looks if regions else looks[::-1]))] * n
 
 
 def test_the_study_from_end_to_end(tmp_path):
     model = Painter()
-    found = study.binding(model, n=2, scorer=Reader(), casts=[PAIR, TRIPLE], condition=lambda regions, classes: classes)
+    found = study.binding(
+        model, n=2, scorer=Reader(), casts=[PAIR, TRIPLE, PLAIN], condition=lambda regions, classes: classes
+    )
     ways = [*study.DRAWN, *study.WAYS, *study.POSED]
-    assert len(found.rows) == 2 * len(ways) * 2
+    assert len(found.rows) == 3 * len(ways) * 2
     assert found.verdicts["words: more are placed with regions than with direct"]
     assert not found.verdicts["words: more are present with regions than with direct"]  # the painter forgets nobody
     assert not found.verdicts["words: more are placed with regions, isolated than with regions"]
     assert found.verdicts["words: more are own with regions + pose than with direct + pose"]
-    share = found.about["two_each_in_its_place"]
+    share = found.about["two_each_in_its_place"]["words"]
     assert share["regions"]["all own"]["share"] == share["drawn, decoded"]["all own"]["share"] == 1
     assert share["drawn"]["all own"]["share"] < 1  # of the world's, the stand-in reads nothing
     assert share["direct"]["all placed"] == {"share": 0, "error": 0, "n": 2}
     assert found.about["means"]["words, 3"]["direct"]["placed"] == pytest.approx(1 / 3, abs=1e-3)
     text = study.table(found.about["means"])
-    assert "words, 2 subjects" in text and "100%" in text
+    assert "plain words, 2 subjects" in text and "\nwords, 2 subjects" in text and "100%" in text
+    plain = found.about["two_each_in_its_place"]["plain words"]
+    assert [plain[way]["all placed"]["share"] for way in ("direct", "regions")] == [0, 1]
+    assert found.verdicts["plain words: more are own with regions than with direct"]
+    assert all(("wearing" in row) == (row["kind"] == "words") for row in found.rows)
     assert {asked[1] for asked in model.asked} == {study.SEED}
     pair = [asked for asked in model.asked if asked[0] in (PAIR.direct, PAIR.together)]
     assert [(p == PAIR.direct, isolate, spatial, regions) for p, _, isolate, spatial, regions in pair] == [

@@ -1,5 +1,7 @@
 """Do regions fix binding (paper 3.4, Fig. 5, 6 b, 7 c)? Two and three subjects with attributes, drawn in several ways.
 
+Subjects are characters in the base's own words, dressed ("words") or not ("plain words"), or tuned concepts, fused.
+
     way                          here
     direct                       one prompt names everyone from left to right
     regions                      a prompt for all ("two friends on the beach") and one for each box
@@ -115,9 +117,10 @@ def read(pictures: Sequence[Image.Image], cast: Cast, scorer: Scorer) -> list[di
         found["coloured"] = tints == wanted
         found["own"] = (x @ pairings.T).argmax(-1) == torch.arange(n) * (n + 1)
         worn = [[full_name(replace(a.look, accessories=b.look.accessories), wear=True) for b in actors] for a in actors]
-        found["wearing"] = torch.stack(
-            [(x[:, i] @ scorer.text_features(texts).T).argmax(-1) == i for i, texts in enumerate(worn)], 1
-        )
+        if all(a.look.accessories for a in actors):
+            found["wearing"] = torch.stack(
+                [(x[:, i] @ scorer.text_features(texts).T).argmax(-1) == i for i, texts in enumerate(worn)], 1
+            )
     rows = []
     for k in range(len(pictures)):
         row = {number: float(hits[k].float().mean()) for number, hits in found.items()}
@@ -134,7 +137,8 @@ def measure(
     """Draw and read every cast in every way -> rows, {(cast, way, seed): [picture]}; `mark` goes before the seeds."""
     rows, pictures = [], {}
     for cast in casts:
-        kind = "concepts" if cast.actors[0].pictures else "words"
+        dressed = any(actor.look.accessories for actor in cast.actors)
+        kind = "concepts" if cast.actors[0].pictures else "words" if dressed else "plain words"
         for way in ways:
             drawings = draw(model, cast, way, n, seed, condition)
             for i, found in enumerate(read(drawings, cast, scorer)):
@@ -163,12 +167,12 @@ def binding(
     n           pictures of each cast in each way, of the same picture seeds
     condition   draws the spatial condition (`keypose(adapter)`); by default the shipped adapter's, if it is for this
                 base; without one the posed ways are left out
-    casts       in the base's own words, by default `word_casts()`
+    casts       in the base's own words, by default `word_casts()` and a dozen pairs without clothes
     """
     scorer = load_scorer(scorer)
     condition = condition or shipped_keypose(base)
     ways = (*DRAWN, *WAYS, *(POSED if condition else ()))
-    casts = word_casts() if casts is None else casts
+    casts = [*word_casts(), *word_casts(pairs=12, triples=0, seed=1, dressed=False)] if casts is None else casts
     rows, pictures = measure(base, casts, ways, n, SEED, scorer, condition)
     for tuning_seed in seeds if names else ():
         concepts = [tuned(base, data[name], "ed_lora", tuning_seed, folder, steps=steps) for name in names]
@@ -187,6 +191,8 @@ def binding(
     claims(study, "words", "regions + pose", "direct + pose", ("own", "coloured", "wearing"))
     claims(study, "words", "regions + pose", "regions", ("placed",))
     claims(study, "words", "regions, friends + pose", "regions, friends", ("present", "placed", "own"))
+    claims(study, "plain words", "regions", "direct", ("present", "placed", "own"))
+    claims(study, "plain words", "regions, friends", "regions", ("present", "placed", "own"))
     for ways_of in ("", ", friends"):
         claims(study, "concepts", f"regions{ways_of}", "direct", ("own",))
         claims(study, "concepts", f"regions{ways_of} + pose", "direct + pose", ("own",))
@@ -209,7 +215,7 @@ def claims(study: Study, kind: str, more: str, less: str, numbers: Sequence[str]
 
 
 def summary(rows: Sequence[dict]) -> tuple[dict, dict]:
-    """Means, {"words, 2": {way: {number: mean}}}; of pairs in words, shares of all right with their errors, by way."""
+    """Means, {"words, 2": {way: {number: mean}}}; of pairs in words {kind: {way: shares of all right, with errors}}."""
     means: dict = {}
     for group in sorted({(row["kind"], row["subjects"]) for row in rows}, reverse=True):
         own = [row for row in rows if (row["kind"], row["subjects"]) == group]
@@ -221,10 +227,15 @@ def summary(rows: Sequence[dict]) -> tuple[dict, dict]:
             }
             for way in dict.fromkeys(row["way"] for row in own)
         }
-    two = [row for row in rows if row["kind"] == "words" and row["subjects"] == 2]
-    ways = dict.fromkeys(row["way"] for row in two)
+    in_place: dict = {}
+    for row in rows:
+        if row["kind"] != "concepts" and row["subjects"] == 2:
+            in_place.setdefault(row["kind"], {}).setdefault(row["way"], []).append(row)
     rights = ("all placed", "all own")
-    return means, {way: {k: rate([row[k] for row in two if row["way"] == way]) for k in rights} for way in ways}
+    return means, {
+        kind: {way: {k: rate([row[k] for row in own]) for k in rights} for way, own in ways.items()}
+        for kind, ways in in_place.items()
+    }
 
 
 def table(means: Mapping[str, Mapping]) -> str:

@@ -64,8 +64,11 @@ class Cast:
         return [Region(prompt, box=box, start=start) for prompt, box in zip(prompts, boxes, strict=True)]
 
 
-def word_casts(pairs: int = 8, triples: int = 4, seed: int = 0) -> list[Cast]:
-    """Characters in the base model's own words; classes, colours and what is worn differ within a cast."""
+def word_casts(pairs: int = 8, triples: int = 4, seed: int = 0, dressed: bool = True) -> list[Cast]:
+    """Characters in the base model's own words; classes, colours and what is worn differ within a cast.
+
+    Not `dressed`: they wear nothing, and prompts say their class and colour alone.
+    """
     rng, casts = np.random.default_rng([seed, 61]), []
     while len(casts) < pairs + triples:
         n, scene = (2 if len(casts) < pairs else 3), str(rng.choice(world.SCENES))
@@ -75,10 +78,10 @@ def word_casts(pairs: int = 8, triples: int = 4, seed: int = 0) -> list[Cast]:
             continue
         subjects = []
         for cls, colour, item, tint in looks:
-            worn = [(item, tint, world.sample_colour(rng, tint))]
+            worn = [(item, tint, world.sample_colour(rng, tint))] if dressed else []
             subjects.append(replace(world.sample_subject(rng, cls, colour), accessories=worn))
-        actors = tuple(Actor(full_name(s, wear=True), s) for s in subjects)
-        casts.append(Cast(f"prompt {len(casts)}", actors, scene))
+        actors = tuple(Actor(full_name(s, wear=dressed), s) for s in subjects)
+        casts.append(Cast(f"{'prompt' if dressed else 'plain prompt'} {len(casts)}", actors, scene))
     return casts
 
 
