@@ -37,12 +37,13 @@ $(VENV)/.test: pyproject.toml $(VENV)/.made
 demo: $(VENV)/.run
 	$(BIN)/mixofshow demo $(ARGS)
 
-# Chromium, for the browser tests, is installed if it is missing and this is root on a Debian.
+# Chromium, for the browser tests, is installed if it is missing and this is root on a Debian. Two processes of one thread
+# are faster than one of two: tests are mostly small.
 test: $(VENV)/.test
 	.ci/chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 $(NOTEBOOKS))
 
 lab: $(VENV)/.lab

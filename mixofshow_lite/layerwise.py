@@ -173,7 +173,7 @@ def encode_shared(text_encoder: nn.Module, bound: Bound, table: Tensor | None, c
     )
     before = text_encoder.config._attn_implementation
     text_encoder.set_attn_implementation(BEGINNINGS)
-    alone = torch.stack([ids, slots, layers, owner % N])  # (4, rows) what the first layer sees of each row
+    alone = torch.stack([tree.ids, tree.slots, tree.layers, tree.owner % N])  # (4, rows) all that layer 0 sees of a row
     try:
         with word_rows(text_encoder, slots[:, None], layers[:, None], table), once(text_encoder, alone):
             features = text_encoder(
@@ -193,7 +193,8 @@ def once(text_encoder: nn.Module, alone: Tensor) -> Iterator[None]:
     pass, after this is over (see `tuning.attach`).
     """
     _, same = alone.unique(dim=1, return_inverse=True)  # (rows,) which of the distinct columns
-    first = same.new_empty(int(same.max()) + 1).scatter_(0, same, torch.arange(len(same), device=same.device))
+    first = same.new_empty(int(same.max()) + 1).scatter_(0, same, torch.arange(len(same)))  # a row of each column
+    same, first = same.to(text_encoder.device), first.to(text_encoder.device)
     attention = core(text_encoder).encoder.layers[0].self_attn
     handles = []
     if not text_encoder.training:
