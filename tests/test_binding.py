@@ -83,6 +83,9 @@ def test_prompts_name_everyone_from_left_to_right():
     friends = [cast.regions(friends=True)[-1].prompt for cast in (PAIR, TRIPLE)]
     assert friends[0] == "a blue robot wearing a pink scarf on the right and a friend in the snow"
     assert friends[1] == "a green frog wearing a red bow on the right and two friends on the beach"
+    first, alone = PAIR.regions(friends=True, until=0.4)[::2]
+    assert (first.prompt, first.start, first.end) == (PAIR.regions(friends=True)[0].prompt, 0, 0.4)
+    assert (alone.prompt, alone.start, alone.end) == (PAIR.regions()[0].prompt, 0.4, 1) and alone.box == first.box
     for cast in (PAIR, TRIPLE):
         boxes = [r.box for r in cast.regions()]
         assert boxes[0][0] == 0 and boxes[-1][2] == 1
@@ -194,6 +197,7 @@ class Painter:
 
     def sample(self, prompt, n, seed, progress, regions=None, isolate=False, spatial=None):
         asked = regions and [(region.start, " friend" in region.prompt) for region in regions]
+        assert not regions or {region.end for region in regions if " friend" not in region.prompt} <= {1.0}
         self.asked.append((prompt, seed, isolate, spatial, asked))
         cast = next(c for c in (PAIR, TRIPLE, PLAIN) if prompt in (c.direct, c.together))
         looks = (CAT, ROBOT, FROG)[: len(cast.actors)]
@@ -231,6 +235,8 @@ def test_the_study_from_end_to_end(tmp_path):
         (False, True, None, [(0, False)] * 2),
         (False, False, None, [(study.LATER, False)] * 2),
         (False, True, None, [(0, True)] * 2),
+        (False, False, None, [(0, True)] * 2 + [(study.FIRST, False)] * 2),
+        (False, True, None, [(0, True)] * 2 + [(study.FIRST, False)] * 2),
         (True, False, ["cat", "robot"], None),
         (False, False, ["cat", "robot"], [(0, False)] * 2),
         (False, False, ["cat", "robot"], [(0, True)] * 2),

@@ -9,6 +9,8 @@ Subjects are characters in the base's own words, dressed ("words") or not ("plai
     regions, isolated            as `regions`, and self-attention between the boxes is cut
     regions, later               the prompt for all alone for a fifth of the steps, which decides where bodies are
     regions, friends, isolated   words and fence together
+    regions, friends first       the words for two fifths of the steps, which decide where bodies are; then as `regions`
+    ... first, isolated          and the fence
     ... + pose                   with a spatial condition as well, a keypose that is laid out from the boxes
     drawn                        the world's own pictures: what the reader can tell at best
     drawn, decoded               the same, through the base's autoencoder: at best of what a base decodes
@@ -50,11 +52,15 @@ from .observations import about
 from .study import Study, difference, tuned
 
 DRAWN = ("drawn", "drawn, decoded")
-WAYS = ("direct", "regions", "regions, friends", "regions, isolated", "regions, later", "regions, friends, isolated")
+WAYS = (
+    "direct", "regions", "regions, friends", "regions, isolated", "regions, later", "regions, friends, isolated",
+    "regions, friends first", "regions, friends first, isolated",
+)  # fmt: skip
 POSED = ("direct + pose", "regions + pose", "regions, friends + pose")
 NUMBERS = ("present", "placed", "coloured", "wearing", "own", "all placed", "all own")
 SEED = 200  # of the first picture
 LATER = 0.2  # the fraction of the steps before "regions, later"
+FIRST = 0.4  # the fraction of the steps with friends of "regions, friends first"
 WANTED = 0.9  # share of pictures of two subjects in which each is in its place
 
 
@@ -65,7 +71,8 @@ def draw(model: DiffusionModel, cast: Cast, way: str, n: int, seed: int, conditi
         return model.decode(model.encode_images(pictures)) if "decoded" in way else pictures
     options, prompt = {}, cast.direct
     if "regions" in way:
-        regions = cast.regions(start=LATER if "later" in way else 0.0, friends="friends" in way)
+        start, until = LATER if "later" in way else 0.0, FIRST if "first" in way else 1.0
+        regions = cast.regions(start, "friends" in way, until)
         options, prompt = {"regions": regions, "isolate": "isolated" in way}, cast.together
     if "pose" in way:
         options["spatial"] = condition(cast.regions(), [actor.look.cls for actor in cast.actors])
@@ -187,6 +194,8 @@ def binding(
     claims(study, "words", "regions, isolated", "regions", ("placed", "coloured", "own", "wearing"))
     claims(study, "words", "regions, later", "regions", ("present", "placed", "own"))
     claims(study, "words", "regions, friends, isolated", "regions, friends", ("present", "placed", "own"))
+    for kind in ("words", "plain words"):
+        claims(study, kind, "regions, friends first", "regions, friends", ("placed", "own"))
     claims(study, "words", "direct + pose", "direct", ("present",))
     claims(study, "words", "regions + pose", "direct + pose", ("own", "coloured", "wearing"))
     claims(study, "words", "regions + pose", "regions", ("placed",))

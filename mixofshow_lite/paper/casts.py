@@ -51,17 +51,18 @@ class Cast:
         """The prompt for the whole picture where regions say the rest."""
         return f"{COUNTS[len(self.actors)][0]} {self.place}"
 
-    def regions(self, start: float = 0.0, friends: bool = False) -> list[Region]:
+    def regions(self, start: float = 0.0, friends: bool = False, until: float = 1.0) -> list[Region]:
         """Columns of equal width, each with its subject's prompt and the place, as in the paper.
 
         With `friends` each prompt says where its subject stands and that it is not alone: "a red cat on the left and a
-        friend on the beach".
+        friend on the beach". `until` is the fraction of the steps after which the prompts as in the paper take over.
         """
         n = len(self.actors)
         boxes = [(i / n, TOP, (i + 1) / n, 1.0) for i in range(n)]
         beside = BESIDE[n] if friends else ("",) * n
         prompts = [f"{actor.text}{where} {self.place}" for actor, where in zip(self.actors, beside, strict=True)]
-        return [Region(prompt, box=box, start=start) for prompt, box in zip(prompts, boxes, strict=True)]
+        regions = [Region(prompt, box=box, start=start, end=until) for prompt, box in zip(prompts, boxes, strict=True)]
+        return regions + (self.regions(start=until) if until < 1 else [])
 
 
 def word_casts(pairs: int = 8, triples: int = 4, seed: int = 0, dressed: bool = True) -> list[Cast]:
