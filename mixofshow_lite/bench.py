@@ -41,12 +41,11 @@ from .wording import init_rows
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
     """Mean seconds of `work`, after one call that does not count."""
-    work()
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    work(), wait()
     start = time.perf_counter()
     for _ in range(repeats):
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        work(), wait()
     return (time.perf_counter() - start) / repeats
 
 

@@ -186,7 +186,8 @@ def encode_shared(text_encoder: nn.Module, bound: Bound, table: Tensor | None, c
 
 @contextmanager
 def once(text_encoder: nn.Module, alone: Tensor) -> Iterator[None]:
-    """While on, the first layer's queries, keys and values are computed once for rows with equal columns of `alone`.
+    """While on, the first layer's queries, keys and values are computed once for rows with equal columns of `alone`,
+    (numbers, rows) on the CPU.
 
     Before the first attention a row knows its token and its place alone, so those behind a concept word are as good as
     all the same in the L prompts. Left out in training mode, where the encoder may recompute itself in the backward
