@@ -4,8 +4,9 @@
     3.3.1  single-client concept tuning                tune, Recipe, RECIPES
     3.2, 3.3.2  the center node                        weight_fusion (Eq. 2), gradient_fusion, CenterNode;
                                                        constrained_fusion, peft_fusion, drift, explain to compare
-    3.4    regionally controllable sampling            Region, regional_attention, parse_regions; load_adapter,
-                                                       spatial_control, keypose_layout, sketch_layout; RegionCanvas
+    3.4    regionally controllable sampling            Region, side_by_side, regional_attention, parse_regions;
+                                                       load_adapter, spatial_control, keypose_layout, sketch_layout;
+                                                       RegionCanvas
     4.3    evaluation                                  text_alignment, image_alignment
 
 Names are imported when first used: `import mixofshow_lite` itself is instant.
@@ -35,6 +36,7 @@ _HOME = {
     "Region": "regional",
     "regional_attention": "regional",
     "parse_regions": "regional",
+    "side_by_side": "regional",
     "load_adapter": "spatial",
     "spatial_control": "spatial",
     "keypose_layout": "spatial",

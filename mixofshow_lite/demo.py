@@ -25,13 +25,11 @@ from .concept import Concept
 from .data import ConceptData
 from .evaluation import Scorer, image_scores, load_scorer
 from .fusion import gradient_fusion, weight_fusion
-from .pocket.captions import BESIDE
-from .regional import Region
+from .regional import side_by_side
 from .resources import concepts_dir
 from .tuning import recipe_for, tune
 
 PLACE = "on the beach"  # where both are drawn together
-BOXES = ((0.0, 0.1, 0.5, 1.0), (0.5, 0.1, 1.0, 1.0))  # (left, top, right, bottom): the left and the right half
 MODELS = ("alone", "weight fused", "gradient fused")
 
 
@@ -127,11 +125,8 @@ def draw(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: i
         models = [base.with_concept(c) for c in concepts] if name == "alone" else [fused[name]] * 2
         rows[name] = [m.sample(f"a photo of a {c.phrase}", **settings) for m, c in zip(models, concepts, strict=True)]
     a, b = (f"a {c.phrase}" for c in concepts)
-    regions = [
-        Region(f"{who}{beside} {PLACE}", box=box) for who, beside, box in zip((a, b), BESIDE[2], BOXES, strict=True)
-    ]
     rows["both, direct"] = [m.sample(f"{a} and {b} {PLACE}", **settings) for m in fused.values()]
-    fenced = settings | {"regions": regions, "isolate": True}
+    fenced = settings | {"regions": side_by_side((a, b), PLACE), "isolate": True}
     rows["both, regions"] = [m.sample(f"two friends {PLACE}", **fenced) for m in fused.values()]
     return rows
 

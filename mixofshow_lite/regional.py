@@ -27,9 +27,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .base import DiffusionModel
 from .layerwise import LayerAttention, cross_attention
-from .masks import Region, parse_regions, region_weights
+from .masks import Region, parse_regions, region_weights, side_by_side
 
-__all__ = ["Region", "RegionAttention", "parse_regions", "region_weights", "regional_attention"]
+__all__ = ["Region", "RegionAttention", "parse_regions", "region_weights", "regional_attention", "side_by_side"]
 
 
 class Plan:

@@ -80,11 +80,11 @@ def test_prompts_name_everyone_from_left_to_right():
         "a red cat wearing a blue hat in the snow",
         "a blue robot wearing a pink scarf in the snow",
     ]
-    friends = [cast.regions(friends=True)[-1].prompt for cast in (PAIR, TRIPLE)]
+    friends = [cast.regions(friends=1)[-1].prompt for cast in (PAIR, TRIPLE)]
     assert friends[0] == "a blue robot wearing a pink scarf on the right and a friend in the snow"
     assert friends[1] == "a green frog wearing a red bow on the right and two friends on the beach"
-    first, alone = PAIR.regions(friends=True, until=0.4)[::2]
-    assert (first.prompt, first.start, first.end) == (PAIR.regions(friends=True)[0].prompt, 0, 0.4)
+    first, alone = PAIR.regions(friends=0.4)[::2]
+    assert (first.prompt, first.start, first.end) == (PAIR.regions(friends=1)[0].prompt, 0, 0.4)
     assert (alone.prompt, alone.start, alone.end) == (PAIR.regions()[0].prompt, 0.4, 1) and alone.box == first.box
     for cast in (PAIR, TRIPLE):
         boxes = [r.box for r in cast.regions()]

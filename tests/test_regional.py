@@ -16,6 +16,7 @@ from mixofshow_lite.regional import (
     region_weights,
     regional_attention,
     self_attention,
+    side_by_side,
 )
 
 GLOBAL, LEFT, RIGHT = "two on the beach", "a red cat", "a blue dog in the forest"
@@ -72,6 +73,32 @@ BOXES = [
     (0.1, 0.4, 0.9, 0.45),
     (0.7, 0.71, 0.73, 0.74),
 ]
+
+
+def test_side_by_side_says_who_is_not_alone_and_then_is_the_paper_s():
+    pair = side_by_side(["a red cat", "a blue robot"], "on the beach", friends=0.3, top=0.1)
+    assert [(r.prompt, r.start, r.end) for r in pair] == [
+        ("a red cat on the left and a friend on the beach", 0, 0.3),
+        ("a blue robot on the right and a friend on the beach", 0, 0.3),
+        ("a red cat on the beach", 0.3, 1),
+        ("a blue robot on the beach", 0.3, 1),
+    ]
+    assert [r.box for r in pair] == [(0, 0.1, 0.5, 1), (0.5, 0.1, 1, 1)] * 2
+    assert [r.prompt for r in side_by_side("abc", friends=1)] == [
+        "a on the left and two friends",
+        "b and two friends",
+        "c on the right and two friends",
+    ]
+    assert [r.prompt for r in side_by_side("abcde", friends=1)][1:3] == ["b and friends", "c and friends"]
+
+
+def test_side_by_side_without_friends_or_late():
+    assert [(r.prompt, r.start, r.end) for r in side_by_side("ab", friends=0)] == [("a", 0, 1), ("b", 0, 1)]
+    assert [(r.prompt, r.start) for r in side_by_side("ab", friends=0.2, start=0.5)] == [("a", 0.5), ("b", 0.5)]
+    (only,) = side_by_side(["a cat"], "in the snow")
+    assert (only.prompt, only.box[::2], only.start, only.end) == ("a cat in the snow", (0, 1), 0, 1)
+    with pytest.raises(ValueError, match="from 0.0 to 1.5"):
+        side_by_side("ab", friends=1.5)
 
 
 @pytest.mark.parametrize("box", BOXES)

@@ -71,8 +71,8 @@ def draw(model: DiffusionModel, cast: Cast, way: str, n: int, seed: int, conditi
         return model.decode(model.encode_images(pictures)) if "decoded" in way else pictures
     options, prompt = {}, cast.direct
     if "regions" in way:
-        start, until = LATER if "later" in way else 0.0, FIRST if "first" in way else 1.0
-        regions = cast.regions(start, "friends" in way, until)
+        friends = FIRST if "first" in way else float("friends" in way)
+        regions = cast.regions(LATER if "later" in way else 0.0, friends)
         options, prompt = {"regions": regions, "isolate": "isolated" in way}, cast.together
     if "pose" in way:
         options["spatial"] = condition(cast.regions(), [actor.look.cls for actor in cast.actors])

@@ -11,9 +11,9 @@ from PIL import Image
 
 from ..data import ConceptData
 from ..pocket import conditions, world
-from ..pocket.captions import BESIDE, COUNTS, PLACES, full_name
+from ..pocket.captions import COUNTS, PLACES, full_name
 from ..pocket.concepts import subject as look_of
-from ..regional import Region
+from ..regional import Region, side_by_side
 
 TOP = 0.15  # upper edge of the boxes
 TALLEST = {1: 0.84, 2: 0.62, 3: 0.46}  # subjects of the world's pictures of one, two and three
@@ -51,18 +51,12 @@ class Cast:
         """The prompt for the whole picture where regions say the rest."""
         return f"{COUNTS[len(self.actors)][0]} {self.place}"
 
-    def regions(self, start: float = 0.0, friends: bool = False, until: float = 1.0) -> list[Region]:
+    def regions(self, start: float = 0.0, friends: float = 0.0) -> list[Region]:
         """Columns of equal width, each with its subject's prompt and the place, as in the paper.
 
-        With `friends` each prompt says where its subject stands and that it is not alone: "a red cat on the left and a
-        friend on the beach". `until` is the fraction of the steps after which the prompts as in the paper take over.
+        For the first `friends` of the steps it says as well that its subject is not alone, see `side_by_side`.
         """
-        n = len(self.actors)
-        boxes = [(i / n, TOP, (i + 1) / n, 1.0) for i in range(n)]
-        beside = BESIDE[n] if friends else ("",) * n
-        prompts = [f"{actor.text}{where} {self.place}" for actor, where in zip(self.actors, beside, strict=True)]
-        regions = [Region(prompt, box=box, start=start, end=until) for prompt, box in zip(prompts, boxes, strict=True)]
-        return regions + (self.regions(start=until) if until < 1 else [])
+        return side_by_side([actor.text for actor in self.actors], self.place, friends=friends, start=start, top=TOP)
 
 
 def word_casts(pairs: int = 8, triples: int = 4, seed: int = 0, dressed: bool = True) -> list[Cast]:

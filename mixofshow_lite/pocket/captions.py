@@ -11,11 +11,6 @@ TIMES = {"day": "", "sunset": "at sunset", "night": "at night"}
 NOUNS = {"bow": "bow", "hat": "hat", "scarf": "scarf", "glasses": "glasses", "crown": "crown"}
 OPENINGS = ("", "", "", "photo of ", "a photo of ", "picture of ", "a picture of ", "a drawing of ")
 COUNTS = {1: ("a friend", "someone"), 2: ("two friends",), 3: ("three friends",)}
-BESIDE = {  # number of subjects -> what the prompt of each one's region adds, from left to right: told of one subject
-    1: ("",),  # alone, Pocket Diffusion draws one
-    2: (" on the left and a friend", " on the right and a friend"),
-    3: (" on the left and two friends", " and two friends", " on the right and two friends"),
-}
 
 
 def article(words: str) -> str:
