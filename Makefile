@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab bench pretrain notebooks
+.PHONY: help demo test lab bench pretrain results notebooks
 
 help:
-	@sed -n '1,6p' Makefile; echo "targets: demo test lab bench pretrain notebooks"
+	@sed -n '1,6p' Makefile; echo "targets: demo test lab bench pretrain results notebooks"
 
 # One stamp a set of extras; a changed pyproject.toml installs again.
 $(VENV)/.made:
@@ -63,6 +63,15 @@ pretrain: $(VENV)/.run
 	$(BIN)/python -m mixofshow_lite.pocket.pretrain all $(ARGS)
 	$(BIN)/python -m mixofshow_lite.pocket.clip train
 	$(BIN)/python -m mixofshow_lite.pocket.pretrain checksums
+
+# Measures everything again that data/results holds of the shipped base, and what notebooks need of it; hours on two cores.
+# The studies go on where they stopped; what they tune is kept in runs/paper.
+results: $(VENV)/.lab
+	$(BIN)/python -m mixofshow_lite.pocket.bars
+	$(BIN)/python -m mixofshow_lite.pocket.sheets model
+	$(BIN)/python -m mixofshow_lite.paper all $(ARGS)
+	$(BIN)/python -m mixofshow_lite.paper ship
+	$(BIN)/python .ci/notebooks.py $(NOTEBOOKS)
 
 # Runs every notebook in place, so that its committed outputs are fresh.
 notebooks: $(VENV)/.lab

@@ -67,7 +67,7 @@ def test_installed_packages_meet_the_floors():
         assert have >= floor, name
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lab", "bench", "pretrain", "notebooks"])
+@pytest.mark.parametrize("target", ["demo", "test", "lab", "bench", "pretrain", "results", "notebooks"])
 def test_make_knows_its_targets_and_installs_first(target, tmp_path):
     result = subprocess.run(
         ["make", "-n", target, f"VENV={tmp_path / 'v'}"], cwd=ROOT, capture_output=True, text=True, check=True

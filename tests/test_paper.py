@@ -199,9 +199,9 @@ def test_observation_2_measures_every_alpha(tiny_base, toys, tmp_path, monkeypat
 
     monkeypatch.setattr(observations, "load_scorer", lambda scorer: scorer)
     study = observations.observation_2(
-        tiny_base, tmp_path / "tuned", toys, names=list(toys), alphas=(0.0, 1.0), n=1, steps=1, scorer=Eye()
+        tiny_base, tmp_path / "tuned", toys, groups={"toys": list(toys)}, alphas=(0.0, 1.0), n=1, steps=1, scorer=Eye()
     )
-    assert len(study.rows) == 3 * 2 * 2 and len(study.verdicts) == 2
+    assert len(study.rows) == 3 * 2 * 2 and len(study.verdicts) == 3
     assert {row["setting"] for row in study.rows} == {"lora 0", "lora 1", "ed_lora 0", "ed_lora 1"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -202,6 +203,19 @@ def test_all_stops_when_the_time_is_used_and_goes_on(tiny_base, toys, tmp_path, 
     assert len(tunings) == 8 and Study.load(out, "toy").about["seeds"] == [0, 1]
 
 
+def test_all_draws_each_study_s_own_number_of_pictures(tiny_base, tmp_path):
+    asked = []
+
+    def measure(base, work, data, n, **options):
+        asked.append(n)
+        return Study("toy", [], about={"fingerprint": base.fingerprint, "seeds": [0], "pictures": n})
+
+    jobs = {"toy": everything.Job(measure, (), pictures=2)}
+    for n in (None, None, 5, 3):  # the second finds what the first has saved, the last the third's
+        everything.run(tiny_base, {}, tmp_path / "work", tmp_path, n=n, jobs=jobs)
+    assert asked == [2, 5]
+
+
 def test_the_clock_stops_a_tuning_only_at_its_checkpoints(tiny_base):
     seconds = iter(range(0, 10000, 30))
     clock = everything.Clock(1, now=lambda: next(seconds))  # the end is at 60 s
@@ -339,10 +353,25 @@ def test_all_from_the_shell(monkeypatch, capsys):
 
     monkeypatch.setattr(everything, "run", run)
     command(monkeypatch, "all", "--minutes", "7.5", "--seeds", "2", "--work", "runs/here")
-    assert (asked["minutes"], asked["seeds"], asked["n"], asked["steps"]) == (7.5, 2, 4, None)
+    assert (asked["minutes"], asked["seeds"], asked["n"], asked["steps"]) == (7.5, 2, None, None)
     assert asked["base"] == "pocket" and str(asked["work"]) == "runs/here"
     assert {name for job in everything.JOBS.values() for name, _, _ in job.tunings} <= set(asked["data"])
     assert "still to do: ablation" in capsys.readouterr().out
+
+
+def test_one_study_from_the_shell_draws_as_many_pictures_as_all_would(monkeypatch, capsys):
+    asked = []
+
+    def measure(base, work, data, **options):
+        asked.append((options["n"], list(options["seeds"])))
+        return Study("toy", [])
+
+    monkeypatch.setattr(Study, "save", lambda self, out: out)
+    for name in ("binding", "ablation"):
+        monkeypatch.setitem(everything.JOBS, name, replace(everything.JOBS[name], measure=measure))
+        command(monkeypatch, name)
+    command(monkeypatch, "binding", "--pictures", "1", "--seeds", "2")
+    assert asked == [(3, [0]), (4, [0]), (1, [0, 1])]
 
 
 def test_the_sweep_from_the_shell(monkeypatch, capsys):

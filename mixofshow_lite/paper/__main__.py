@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("measure", choices=[*everything.JOBS, "all", "sweep", "ship"])
     parser.add_argument("--base", default="pocket")
     parser.add_argument("--seeds", type=int, default=1, help="tuning runs per concept")
-    parser.add_argument("--pictures", type=int, default=4, help="per tuned concept; of `binding`, per prompt")
+    parser.add_argument("--pictures", type=int, help="per tuned concept; of `binding`, per prompt (default: 4 or 3)")
     parser.add_argument("--steps", type=int, help="of tuning (default: the recipe's own)")
     parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="folder that keeps the tuned concepts")
     parser.add_argument("--out", type=Path, default=Path("data/results"))
@@ -30,9 +30,9 @@ def main() -> None:
         return print(*everything.ship(load_base(args.base), args.work), sep="\n")
     if args.measure in ("all", "sweep"):
         return longer(args, data)
-    study = everything.JOBS[args.measure].measure(
-        load_base(args.base), args.work, data, seeds=range(args.seeds), n=args.pictures, steps=args.steps
-    )
+    job = everything.JOBS[args.measure]
+    options = {"seeds": range(args.seeds), "n": args.pictures or job.pictures, "steps": args.steps}
+    study = job.measure(load_base(args.base), args.work, data, **options)
     for words, found in study.differences.items():
         print(f"{found}  {words}")
     print(study.verdict())
@@ -47,7 +47,7 @@ def longer(args: argparse.Namespace, data: dict[str, ConceptData]) -> None:
         left = everything.run(base, data, *places, **options)
         print(f"still to do: {', '.join(left)}" if left else "everything is measured")
         return
-    options = {"recipe": args.recipe, "seeds": range(args.seeds), "n": args.pictures, "minutes": args.minutes}
+    options = {"recipe": args.recipe, "seeds": range(args.seeds), "n": args.pictures or 4, "minutes": args.minutes}
     rows = sweep.sweep(base, data, *places, **options)
     for trial, (identity, follows) in sweep.summary(rows).items():
         print(f"{trial:20} identity {identity:.3f}  follows {follows:.2f}")

@@ -39,6 +39,7 @@ class Job:
 
     measure: Callable[..., Study]
     tunings: tuple[Tuning, ...]
+    pictures: int = 4  # of each concept, or of each prompt, unless asked for otherwise
 
 
 def pairs(names: Sequence[str], recipes: Sequence[str]) -> tuple[Tuning, ...]:
@@ -47,11 +48,12 @@ def pairs(names: Sequence[str], recipes: Sequence[str]) -> tuple[Tuning, ...]:
 
 
 JOBS: dict[str, Job] = {
-    "observation_2": Job(observation_2, pairs(LOOK_ALIKES, ("ed_lora", "lora"))),
-    "fusion_sweep": Job(fusion_sweep, pairs(sum(map(tuple, GROUPS.values()), ()), ("ed_lora",))),
+    "observation_2": Job(observation_2, pairs(sum(map(tuple, GROUPS.values()), ()), ("ed_lora", "lora"))),
+    "fusion_sweep": Job(fusion_sweep, pairs(sum(map(tuple, GROUPS.values()), ()), ("ed_lora",)), pictures=3),
     "fusion_options": Job(
         partial(fusion_sweep, ways=OPTIONS, name="fusion_options", against="default"),
         pairs(sum(map(tuple, GROUPS.values()), ()), ("ed_lora",)),
+        pictures=3,
     ),
     "observation_3": Job(observation_3, pairs(LOOK_ALIKES, dict.fromkeys(recipe for recipe, _ in WAYS.values()))),
     "ablation": Job(
@@ -62,7 +64,7 @@ JOBS: dict[str, Job] = {
         observation_1,
         pairs(sum(map(tuple, DOMAINS.values()), ()), ("textual_inversion", "p_plus", "lora", "ed_lora")),
     ),
-    "binding": Job(partial(binding, names=LOOK_ALIKES), pairs(LOOK_ALIKES, ("ed_lora",))),
+    "binding": Job(partial(binding, names=LOOK_ALIKES), pairs(LOOK_ALIKES, ("ed_lora",)), pictures=3),
     "how_many": Job(how_many, pairs(ORDER, ("ed_lora",))),
 }
 
@@ -93,7 +95,7 @@ def run(
     out: str | Path,
     minutes: float | None = None,
     seeds: int = 1,
-    n: int = 4,
+    n: int | None = None,
     steps: int | None = None,
     scorer: Scorer | str | None = None,
     jobs: Mapping[str, Job] = JOBS,
@@ -102,8 +104,8 @@ def run(
     """Tune what is missing in `work`, save each study to `out` when its tunings are there -> studies still to be done.
 
     Stops when the minutes are used, at most 50 tuning steps or one study's pictures late. Concepts that ship with the
-    kit (`shipped`) and fit the base are taken as they are. `n` pictures per concept; `steps` of tuning overrides the
-    recipes'.
+    kit (`shipped`) and fit the base are taken as they are. `n` pictures per concept instead of each study's own number;
+    `steps` of tuning overrides the recipes'.
     """
     clock, todo = Clock(minutes), [(count, name) for count in range(1, seeds + 1) for name in jobs]
     shipped = data_dir() / "tuned" if shipped is None else Path(shipped)
@@ -111,7 +113,8 @@ def run(
         while todo:
             count, name = todo[0]
             job = jobs[name]
-            if not done(out, name, base, count, n):
+            each = job.pictures if n is None else n
+            if not done(out, name, base, count, each):
                 for seed in range(count):
                     for concept, recipe, label in job.tunings:
                         place = Path(work) / f"{concept}-{label}-{seed}"
@@ -119,7 +122,7 @@ def run(
                             clock()
                             tuned(base, data[concept], recipe, seed, work, label=label, steps=steps, callback=clock)
                 clock()
-                study = job.measure(base, work, data, seeds=range(count), n=n, steps=steps, scorer=scorer)
+                study = job.measure(base, work, data, seeds=range(count), n=each, steps=steps, scorer=scorer)
                 print(f"{name}, {count} seeds:\n{study.verdict()}\nsaved as {study.save(out)}")
             todo.pop(0)
     except TimeUp:

@@ -20,10 +20,9 @@ from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
 from ..fusion import DRIFT_PROMPTS, drift, gradient_fusion, weight_fusion
 from ..fusion.settings import default_ridge
-from .observations import LOOK_ALIKES, about, identified
+from .observations import GROUPS, about, identified
 from .study import Study, difference, tuned
 
-GROUPS: dict[str, tuple[str, ...]] = {"rabbits": LOOK_ALIKES, "robots": ("rusty", "volt", "pixel")}
 ALONE, AVERAGE = "alone", "average"
 WAYS: dict[str, dict] = {  # label -> settings of gradient_fusion, all others at their defaults
     **{f"ridge {ridge:g}": {"ridge": ridge} for ridge in (1.0, 0.3, 0.1, 0.03)},

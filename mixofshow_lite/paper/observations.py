@@ -10,6 +10,7 @@ identity                      image-alignment with the concept's own pictures; a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,7 @@ from .study import Difference, Study, difference, tuned
 EMBEDDINGS = ("textual_inversion", "p_plus")
 DOMAINS = {"in": ("mochi", "bruno", "fern"), "out": ("bibi", "kiki", "rusty")}
 LOOK_ALIKES = ("bibi", "momo", "kiki")
+GROUPS: dict[str, tuple[str, ...]] = {"rabbits": LOOK_ALIKES, "robots": ("rusty", "volt", "pixel")}
 ALPHAS = (0.0, 0.35, 0.7, 1.0)
 PROMPT = "photo of a {}"
 
@@ -90,7 +92,7 @@ def observation_2(
     base: DiffusionModel,
     folder,
     data: Mapping[str, ConceptData],
-    names: Sequence[str] = LOOK_ALIKES,
+    groups: Mapping[str, Sequence[str]] = GROUPS,
     recipes: Sequence[str] = ("lora", "ed_lora"),
     alphas: Sequence[float] = ALPHAS,
     seeds: Sequence[int] = (0,),
@@ -100,12 +102,13 @@ def observation_2(
 ) -> Study:
     """Observation 2: in LoRA, identity sits in the weights; ED-LoRA's words already carry it. Look-alikes only.
 
-    Rows: per recipe and alpha, `identified` (share of pictures nearest to their own concept's references) and
-    `apart` (1 - cosine between the mean features of one concept's pictures and of each other's).
+    Rows: per recipe, alpha and concept, against the others of its group, `value` (identified: share of pictures nearest
+    to their own concept's references), `apart` (1 - cosine between the mean features of one concept's pictures and of
+    each other's) and `alignment` (image-alignment with the concept's own pictures).
     """
     scorer, rows, pictures = load_scorer(scorer), [], {}
-    references = {name: scorer.image_features(data[name].pictures) for name in names}
-    for recipe in recipes:
+    for recipe, (group, names) in product(recipes, groups.items()):
+        references = {name: scorer.image_features(data[name].pictures) for name in names}
         for seed in seeds:
             concepts = {name: tuned(base, data[name], recipe, seed, folder, steps=steps) for name in names}
             for alpha in alphas:
@@ -114,10 +117,11 @@ def observation_2(
                     drawn = draw(base.with_concept(concept, alpha), concept, n)
                     pictures.setdefault((name, f"{recipe} {alpha:g}"), drawn)
                     features[name] = scorer.image_features(drawn)
-                for name in names:
+                for name, x in features.items():
                     own = {"recipe": recipe, "alpha": alpha, "setting": f"{recipe} {alpha:g}", "seed": seed}
-                    rows.append(own | {"concept": name, "value": identified(features[name], references, name),
-                                       "apart": apart(features, name)})  # fmt: skip
+                    rows.append(own | {"group": group, "concept": name, "value": identified(x, references, name),
+                                       "apart": apart(features, name),
+                                       "alignment": float((x @ references[name].T).mean())})  # fmt: skip
     study = Study(
         "observation_2",
         rows,
@@ -125,11 +129,12 @@ def observation_2(
         about=about(base, recipes=list(recipes), seeds=list(seeds), pictures=n),
     )
     if {"lora", "ed_lora"} <= set(recipes) and 0.0 in alphas:
-        for value, words in (("value", "identified more often"), ("apart", "farther apart")):
+        claims = {"value": "identified more often", "apart": "farther apart", "alignment": "more like themselves"}
+        for value, words in claims.items():
             found = difference(rows, "setting", "ed_lora 0", "lora 0", value)
             study.claim(f"with LoRA weight 0, look-alikes are {words} by ED-LoRA's words than by LoRA's", found)
     columns = [f"{recipe} {alpha:g}" for recipe in recipes for alpha in alphas]
-    study.figure = grid_figure(pictures, list(names), columns)
+    study.figure = grid_figure(pictures, [name for names in groups.values() for name in names], columns)
     return study
 
 
