@@ -117,6 +117,7 @@ def figure(found: Mapping[str, Mapping[str, Mapping]]):
     drawn = Figure(figsize=(4.6 * len(found), 3.8), layout="constrained")
     axes = drawn.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
     far = max(point["drift"] for ways in found.values() for point in ways.values())
+    top = max(point["identity"] for ways in found.values() for point in ways.values())
     for ax, (group, ways) in zip(axes, found.items(), strict=True):
         ax.axhline(ways[ALONE]["identity"], color="black", lw=0.7, ls=":")
         last = {"left": -1.0, "right": -1.0}  # heights of the labels below, on either side of their points
@@ -126,11 +127,13 @@ def figure(found: Mapping[str, Mapping[str, Mapping]]):
             x, y = point["drift"], point["identity"]
             ax.plot(x, y, "s" if way == AVERAGE else "o", color="gray" if way == AVERAGE else "tab:green", ms=5)
             side = "right" if x > 0.6 * far else "left"  # of the label that touches the point
-            last[side] = max(y, last[side] + 0.013)
+            last[side] = max(y, last[side] + 0.016)
             shift = (-0.025 if side == "right" else 0.025) * far
             leader = {"arrowstyle": "-", "lw": 0.4, "color": "gray"} if last[side] > y else None
             ax.annotate(way, (x, y), (x + shift, last[side]), fontsize=7, va="center", ha=side, arrowprops=leader)
+            top = max(top, last[side])
         ax.set(title=group, xlabel="drift of prompts without a concept", xlim=(0, 1.05 * far))
+    axes[0].set_ylim(top=top + 0.02)
     axes[0].set_ylabel("identity kept (image-alignment)")
     return drawn
 
