@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 LARGEST = 1_000_000
-QUALITY = 60  # of JPEGs, as in `course.small_figures`
+QUALITY = 52  # of JPEGs; `course.small_figures` draws them at 60
 WIDEST = 900  # pixels
 
 
