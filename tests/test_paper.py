@@ -205,6 +205,23 @@ def test_observation_2_measures_every_alpha(tiny_base, toys, tmp_path, monkeypat
     assert {row["setting"] for row in study.rows} == {"lora 0", "lora 1", "ed_lora 0", "ed_lora 1"}
 
 
+def test_observation_2_compares_a_concept_with_its_own_group_only(tiny_base, toys, tmp_path, monkeypatch):
+    from mixofshow_lite.paper import observations
+
+    monkeypatch.setattr(observations, "load_scorer", lambda scorer: scorer)
+    one, two, three = toys
+    asked = {"alphas": (0.0,), "recipes": ("ed_lora",), "n": 2, "steps": 1, "scorer": Eye()}
+    options = asked | {"groups": {"a": (one, two), "b": (three, one)}}
+    study = observations.observation_2(tiny_base, tmp_path / "tuned", toys, **options)
+    rows = {(row["group"], row["concept"]): row for row in study.rows}
+    assert list(rows) == [("a", one), ("a", two), ("b", three), ("b", one)]
+    assert rows["a", one]["apart"] == pytest.approx(rows["a", two]["apart"])
+    assert rows["b", one]["apart"] == pytest.approx(rows["b", three]["apart"]) != rows["a", one]["apart"]
+    drawn = Eye().image_features(study.pictures[two, "ed_lora 0"])
+    own = Eye().image_features(toys[two].pictures)
+    assert rows["a", two]["alignment"] == pytest.approx(float((drawn @ own.T).mean()))
+
+
 def test_how_many_compares_every_member_before_and_after_at_every_size(tiny_base, toys, tmp_path, monkeypatch):
     import sys
     from dataclasses import replace
