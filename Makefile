@@ -64,8 +64,8 @@ pretrain: $(VENV)/.run
 	$(BIN)/python -m mixofshow_lite.pocket.clip train
 	$(BIN)/python -m mixofshow_lite.pocket.pretrain checksums
 
-# Measures everything again that data/results holds of the shipped base, and what notebooks need of it; hours on two cores.
-# The studies go on where they stopped; what they tune is kept in runs/paper.
+# Measures the shipped base and every study again, and what notebooks need of them; hours on two cores. (The demo's figure is
+# `make demo`, speed is `make bench`.) The studies go on where they stopped; what they tune is kept in runs/paper.
 results: $(VENV)/.lab
 	$(BIN)/python -m mixofshow_lite.pocket.bars
 	$(BIN)/python -m mixofshow_lite.pocket.sheets model

@@ -159,15 +159,21 @@ def region_weights(regions: Sequence[Region], h: int, w: int, base_ratio: float 
 def side_by_side(
     subjects: Sequence[str], place: str = "", *, friends: float = 0.4, start: float = 0.0, top: float = 0.15
 ) -> list[Region]:
-    """Regions for subjects next to each other, from left to right: columns of equal width, `top` to the lower edge.
+    """Regions (paper 3.4) for subjects next to each other, from left to right: columns of equal width.
 
-    For the first `friends` of the steps each prompt says where its subject stands and that it is not alone, "a red cat
+    friends   fraction of the steps, from the first, in which the prompts tell of the others
+    start     fraction of the steps before which no region speaks
+    top       upper edge of the columns, as a fraction of the picture; they end at its lower edge
+
+    While `friends` lasts each prompt says where its subject stands and that it is not alone, "a red cat
     on the left and a friend on the beach": that early it is decided how many bodies there are, and a model that is told
     of one draws one. After that it names its subject only, "a red cat on the beach", as in the paper. 0 does so from
-    the start, 1 never. Before `start` no region speaks. Raises ValueError where a Region does.
+    the start, 1 never. Raises ValueError on `friends` outside 0..1, and where a Region does.
 
         subjects "a red cat", "a blue robot"    place "on the beach"    -> 4 regions: 2 with friends, 2 without
     """
+    if not 0 <= friends <= 1:
+        raise ValueError(f"friends is {friends}: give the fraction of the steps that tells of them, 0 <= friends <= 1.")
     n, regions = len(subjects), []
     others = {1: "", 2: " and a friend", 3: " and two friends"}.get(n, " and friends")
     friends = friends if n > 1 else 0.0

@@ -97,8 +97,9 @@ def test_side_by_side_without_friends_or_late():
     assert [(r.prompt, r.start) for r in side_by_side("ab", friends=0.2, start=0.5)] == [("a", 0.5), ("b", 0.5)]
     (only,) = side_by_side(["a cat"], "in the snow")
     assert (only.prompt, only.box[::2], only.start, only.end) == ("a cat in the snow", (0, 1), 0, 1)
-    with pytest.raises(ValueError, match="from 0.0 to 1.5"):
-        side_by_side("ab", friends=1.5)
+    for friends in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"friends is {friends}: give the fraction"):
+            side_by_side("ab", friends=friends)
 
 
 @pytest.mark.parametrize("box", BOXES)

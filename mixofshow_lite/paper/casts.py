@@ -15,7 +15,6 @@ from ..pocket.captions import COUNTS, PLACES, full_name
 from ..pocket.concepts import subject as look_of
 from ..regional import Region, side_by_side
 
-TOP = 0.15  # upper edge of the boxes
 TALLEST = {1: 0.84, 2: 0.62, 3: 0.46}  # subjects of the world's pictures of one, two and three
 
 
@@ -56,7 +55,7 @@ class Cast:
 
         For the first `friends` of the steps it says as well that its subject is not alone, see `side_by_side`.
         """
-        return side_by_side([actor.text for actor in self.actors], self.place, friends=friends, start=start, top=TOP)
+        return side_by_side([actor.text for actor in self.actors], self.place, friends=friends, start=start)
 
 
 def word_casts(pairs: int = 8, triples: int = 4, seed: int = 0, dressed: bool = True) -> list[Cast]:

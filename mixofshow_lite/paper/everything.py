@@ -47,12 +47,17 @@ def pairs(names: Sequence[str], recipes: Sequence[str]) -> tuple[Tuning, ...]:
     return tuple((name, recipe, recipe) for recipe in recipes for name in names)
 
 
+def everyone(groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The names of all groups, one after the other."""
+    return sum(map(tuple, groups.values()), ())
+
+
 JOBS: dict[str, Job] = {
-    "observation_2": Job(observation_2, pairs(sum(map(tuple, GROUPS.values()), ()), ("ed_lora", "lora"))),
-    "fusion_sweep": Job(fusion_sweep, pairs(sum(map(tuple, GROUPS.values()), ()), ("ed_lora",)), pictures=3),
+    "observation_2": Job(observation_2, pairs(everyone(GROUPS), ("ed_lora", "lora"))),
+    "fusion_sweep": Job(fusion_sweep, pairs(everyone(GROUPS), ("ed_lora",)), pictures=3),
     "fusion_options": Job(
         partial(fusion_sweep, ways=OPTIONS, name="fusion_options", against="default"),
-        pairs(sum(map(tuple, GROUPS.values()), ()), ("ed_lora",)),
+        pairs(everyone(GROUPS), ("ed_lora",)),
         pictures=3,
     ),
     "observation_3": Job(observation_3, pairs(LOOK_ALIKES, dict.fromkeys(recipe for recipe, _ in WAYS.values()))),
@@ -62,7 +67,7 @@ JOBS: dict[str, Job] = {
     ),
     "observation_1": Job(
         observation_1,
-        pairs(sum(map(tuple, DOMAINS.values()), ()), ("textual_inversion", "p_plus", "lora", "ed_lora")),
+        pairs(everyone(DOMAINS), ("textual_inversion", "p_plus", "lora", "ed_lora")),
     ),
     "binding": Job(partial(binding, names=LOOK_ALIKES), pairs(LOOK_ALIKES, ("ed_lora",)), pictures=3),
     "how_many": Job(how_many, pairs(ORDER, ("ed_lora",))),
