@@ -222,6 +222,44 @@ def test_observation_2_compares_a_concept_with_its_own_group_only(tiny_base, toy
     assert rows["a", two]["alignment"] == pytest.approx(float((drawn @ own.T).mean()))
 
 
+def test_word_length_tunes_and_compares_at_each_limit(tiny_base, toys, tmp_path, monkeypatch):
+    import math
+    from dataclasses import replace
+
+    from mixofshow_lite.paper import everything, observations
+    from mixofshow_lite.recipes import RECIPES
+
+    asked, real = {}, observations.tuned
+
+    def note(base, data, recipe, seed, folder, label, steps):
+        asked[data.name, label] = recipe
+        return real(base, data, recipe, seed, folder, label=label, steps=steps)
+
+    monkeypatch.setattr(observations, "load_scorer", lambda scorer: scorer)
+    monkeypatch.setattr(observations, "tuned", note)
+    groups, limits = {"a": tuple(toys)[:2], "b": tuple(toys)[2:]}, observations.LENGTHS
+    study = observations.word_length(
+        tiny_base, tmp_path / "tuned", toys, groups=groups, lengths=limits, n=1, steps=1, scorer=Eye()
+    )
+    assert len(study.rows) == 2 * 3 * 3 and len(study.verdicts) == 3
+    for (_, label), recipe in asked.items():
+        limit = float(label.partition("=")[2]) if "=" in label else RECIPES[label].freeze_norm
+        assert recipe == replace(RECIPES[label.partition("_freeze")[0]], freeze_norm=limit)
+    plan = {(name, label): recipe for name, recipe, label in everything.JOBS["word_length"].tunings}
+    assert {recipe.freeze_norm for recipe in plan.values()} == {3.25, observations.LENGTH, math.inf}
+    assert {label: recipe for (_, label), recipe in plan.items()} == {key[1]: value for key, value in asked.items()}
+    one, two, three = toys
+    row = next(r for r in study.rows if (r["concept"], r["setting"]) == (two, "lora inf"))
+    own = Eye().image_features(toys[two].pictures)
+    for alpha in (0, 1):
+        drawn = Eye().image_features(study.pictures[two, f"lora inf, alpha {alpha}"])
+        assert row[f"alignment_{alpha}"] == pytest.approx(float((drawn @ own.T).mean()))
+    assert next(r for r in study.rows if r["concept"] == three)["identified_0"] == 1  # alone in its group
+    found = study.differences["words up to 3.25: alone, ED-LoRA's are more like the concept than LoRA's"]
+    values = {s: [r["alignment_0"] for r in study.rows if r["setting"] == s] for s in ("ed_lora 3.25", "lora 3.25")}
+    assert found.mean == pytest.approx(np.mean(values["ed_lora 3.25"]) - np.mean(values["lora 3.25"]))
+
+
 def test_how_many_compares_every_member_before_and_after_at_every_size(tiny_base, toys, tmp_path, monkeypatch):
     import sys
     from dataclasses import replace

@@ -280,6 +280,8 @@ def test_a_rate_of_what_is_not_tuned_is_not_tried():
     assert not any("lr_unet" in label or "lr_text" in label for label in words_only)
     drawn = sweep.trials("custom_diffusion")
     assert any("lr_unet" in label for label in drawn) and not any("lr_text" in label for label in drawn)
+    for recipe, limited in {"p_plus": False, "custom_diffusion": False, "lora": True, "ed_lora": True}.items():
+        assert any("freeze_norm" in label for label in sweep.trials(recipe)) == limited
 
 
 def test_asked_places_are_in_no_caption_of_the_shipped_concepts():

@@ -272,6 +272,21 @@ def test_rows_freeze_at_their_norm_and_the_rest_goes_on(tiny_base, data):
     assert untouched(concept) == []
 
 
+def test_rows_move_until_their_mean_norm_reaches_the_limit(tiny_base, data):
+    """They are those of a run without a limit up to the step that passes it, and stay from there on."""
+    free = replace(RECIPES["lora"], **FAST, decay=False, weight_decay=0.0, freeze_norm=None)
+    norms = []
+    quick(tiny_base, data, free, steps=6, callback=lambda record: norms.append(record["embedding_norm"]))
+    row = wording.spread(tiny_base) * tiny_base.text_encoder.config.hidden_size**0.5  # a random row's norm
+    assert all(a < b for a, b in zip(norms, norms[1:], strict=False))  # each before its step's update
+    limit, seen = (norms[2] + norms[3]) / 2 / row, []
+    recipe = replace(free, freeze_norm=limit)
+    limited = quick(tiny_base, data, recipe, steps=6, callback=lambda record: seen.append(record["embedding_norm"]))
+    assert seen[:4] == norms[:4] and seen[3:] == [norms[3]] * 3
+    stopped, short = (next(iter(c.embeddings.values())) for c in (limited, quick(tiny_base, data, free, steps=3)))
+    assert torch.equal(stopped, short)
+
+
 def test_numbers_suit_the_base(tiny_base):
     pocket = replace(tiny_base, base_id="pocket-v1")
     assert recipe_for(pocket, "ed_lora") is RECIPES["ed_lora"]

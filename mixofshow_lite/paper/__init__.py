@@ -2,7 +2,7 @@
 
     python -m mixofshow_lite.paper observation_1            # saves data/results/observation_1.{csv,json,webp}
 
-observations    3.3.1   Observations 1 and 2, the step from LoRA to ED-LoRA one ingredient at a time
+observations    3.3.1   Observations 1 and 2, what a limit on the words does to 2, from LoRA to ED-LoRA step by step
 fusions         3.3.2   Observation 3: what each way to fuse keeps of an identity
 how_many        3.3.2   the same against the number of concepts in one model
 binding         3.4     what regions do for two and three subjects with attributes
@@ -18,7 +18,7 @@ does not show on a model is reported as not shown.
 from .fusion_sweep import fusion_sweep
 from .fusions import observation_3
 from .how_many import how_many
-from .observations import ablation, observation_1, observation_2
+from .observations import ablation, observation_1, observation_2, word_length
 from .study import Study, difference, saved, tuned
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "observation_3",
     "saved",
     "tuned",
+    "word_length",
 ]

@@ -9,7 +9,7 @@ before come first; with several seeds every study is first measured with one see
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +20,25 @@ from ..checkpoint import Checkpoint
 from ..data import ConceptData
 from ..evaluation import Scorer
 from ..formats.folder import strip
-from ..recipes import Recipe
+from ..recipes import RECIPES, Recipe
 from ..resources import data_dir
 from ..tuning import sample_strip
 from .binding import binding
 from .fusion_sweep import GROUPS, OPTIONS, fusion_sweep
 from .fusions import WAYS, observation_3
 from .how_many import ORDER, how_many
-from .observations import DOMAINS, LOOK_ALIKES, STAIRS, ablation, observation_1, observation_2, stair_label
+from .observations import (
+    DOMAINS,
+    LENGTHS,
+    LOOK_ALIKES,
+    STAIRS,
+    ablation,
+    length_label,
+    observation_1,
+    observation_2,
+    stair_label,
+    word_length,
+)
 from .study import Study, kept, tuned
 
 Tuning = tuple[str, str | Recipe, str]  # name of the concept, recipe, label of the tuned concept
@@ -70,6 +81,15 @@ JOBS: dict[str, Job] = {
         pairs(everyone(DOMAINS), ("textual_inversion", "p_plus", "lora", "ed_lora")),
     ),
     "binding": Job(partial(binding, names=LOOK_ALIKES), pairs(LOOK_ALIKES, ("ed_lora",)), pictures=3),
+    "word_length": Job(
+        word_length,
+        tuple(
+            (name, replace(RECIPES[recipe], freeze_norm=length), length_label(recipe, length))
+            for recipe in ("ed_lora", "lora")
+            for length in LENGTHS
+            for name in everyone(GROUPS)
+        ),
+    ),
     "how_many": Job(how_many, pairs(ORDER, ("ed_lora",))),
 }
 

@@ -8,6 +8,7 @@ identity                      image-alignment with the concept's own pictures; a
                               nearest to (`identified`: 1 / the number of look-alikes is chance)
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -19,7 +20,7 @@ from ..base import DiffusionModel
 from ..concept import Concept
 from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
-from ..tuning import RECIPES, Recipe
+from ..recipes import LENGTH, RECIPES, Recipe
 from .study import Difference, Study, difference, tuned
 
 EMBEDDINGS = ("textual_inversion", "p_plus")
@@ -28,6 +29,7 @@ LOOK_ALIKES = ("bibi", "momo", "kiki")
 GROUPS: dict[str, tuple[str, ...]] = {"rabbits": LOOK_ALIKES, "robots": ("rusty", "volt", "pixel")}
 ALPHAS = (0.0, 0.35, 0.7, 1.0)
 PROMPT = "photo of a {}"
+LENGTHS = (3.25, LENGTH, math.inf)  # Recipe.freeze_norm: 1.5 times the length of the model's own words, 1.9, no limit
 
 
 def draw(model: DiffusionModel, concept: Concept, n: int, prompt: str = PROMPT, seed: int = 100) -> list[Image.Image]:
@@ -136,6 +138,57 @@ def observation_2(
     columns = [f"{recipe} {alpha:g}" for recipe in recipes for alpha in alphas]
     study.figure = grid_figure(pictures, [name for names in groups.values() for name in names], columns)
     return study
+
+
+def word_length(
+    base: DiffusionModel,
+    folder,
+    data: Mapping[str, ConceptData],
+    groups: Mapping[str, Sequence[str]] = GROUPS,
+    lengths: Sequence[float] = LENGTHS,
+    recipes: Sequence[str] = ("lora", "ed_lora"),
+    seeds: Sequence[int] = (0,),
+    n: int = 4,
+    steps: int | None = None,
+    scorer: Scorer | str | None = None,
+) -> Study:
+    """What observation 2 hangs on: how long tuning may make a word (the official code's limit). Look-alikes only.
+
+    Rows: per recipe, limit and concept, image-alignment and `identified` (see `observation_2`) by the words alone (_0)
+    and with the whole LoRA (_1). The claims are about the words alone, at each limit.
+    """
+    scorer, rows, pictures = load_scorer(scorer), [], {}
+    for recipe, length, (group, names) in product(recipes, lengths, groups.items()):
+        references = {name: scorer.image_features(data[name].pictures) for name in names}
+        label, settings = length_label(recipe, length), replace(RECIPES[recipe], freeze_norm=length)
+        for seed, name in product(seeds, names):
+            concept = tuned(base, data[name], settings, seed, folder, label=label, steps=steps)
+            row = {"recipe": recipe, "length": length, "setting": f"{recipe} {length:g}", "seed": seed}
+            row |= {"group": group, "concept": name}
+            for alpha in (0.0, 1.0):
+                drawn = draw(base.with_concept(concept, alpha), concept, n)
+                pictures.setdefault((name, f"{recipe} {length:g}, alpha {alpha:g}"), drawn)
+                features = scorer.image_features(drawn)
+                row[f"alignment_{alpha:g}"] = float((features @ references[name].T).mean())
+                row[f"identified_{alpha:g}"] = identified(features, references, name)
+            rows.append(row)
+    study = Study(
+        "word_length",
+        rows,
+        pictures=pictures,
+        about=about(base, recipes=list(recipes), lengths=[f"{x:g}" for x in lengths], seeds=list(seeds), pictures=n),
+    )
+    for length in lengths if {"lora", "ed_lora"} <= set(recipes) else ():
+        found = difference(rows, "setting", f"ed_lora {length:g}", f"lora {length:g}", "alignment_0")
+        study.claim(f"words up to {length:g}: alone, ED-LoRA's are more like the concept than LoRA's", found)
+    columns = [f"{recipe} {length:g}, alpha 0" for recipe in recipes for length in lengths]
+    study.figure = grid_figure(pictures, [name for names in groups.values() for name in names], columns)
+    return study
+
+
+def length_label(recipe: str, length: float) -> str:
+    """The label of concepts tuned with such a limit: the recipe's name where it is the recipe's own."""
+    return recipe if length == RECIPES[recipe].freeze_norm else f"{recipe}_freeze_norm={length:g}"
 
 
 def identified(features, references: Mapping, name: str) -> float:

@@ -26,6 +26,7 @@ from ..evaluation import Scorer, choose, image_scores, load_scorer, text_scores
 from ..pocket.captions import PLACES, TIMES
 from ..recipes import RECIPES, Recipe
 from .everything import Clock, TimeUp
+from .observations import LENGTHS
 from .study import number, tuned
 
 GRID: dict[str, tuple] = {  # field of Recipe -> values to try, all others at their defaults
@@ -35,6 +36,7 @@ GRID: dict[str, tuple] = {  # field of Recipe -> values to try, all others at th
     "steps": (100, 200, 300),
     "noises": (1, 2, 3),
     "background": (0.3, 1.0),
+    "freeze_norm": LENGTHS,
 }
 NAMES = ("mochi", "bibi")  # one in-domain, one out-domain
 ASKED = (("forest", "night"), ("moon", "sunset"), ("desert", "day"), ("city", "day"))  # in no concept's captions
@@ -44,10 +46,11 @@ KEY = FIELDS[:6]
 
 
 def trials(recipe: str, grid: Mapping[str, Sequence] = GRID) -> dict[str, Recipe]:
-    """Label -> recipe: the default, then each knob's other values; rates of what it does not tune are left out."""
+    """Label -> recipe: the default, then each knob's other values; knobs of what it does not tune are left out."""
     default = RECIPES[recipe]
     idle = {"lr_text"} if not default.text_lora else set()
     idle |= {"lr_unet"} if default.unet_lora is None else set()
+    idle |= {"freeze_norm"} if default.freeze_norm is None else set()
     knobs = {knob: values for knob, values in grid.items() if knob not in idle}
     changes = [{knob: value} for knob, values in knobs.items() for value in values if value != getattr(default, knob)]
     labelled = {" ".join(f"{k}={v:g}" for k, v in change.items()): replace(default, **change) for change in changes}
