@@ -237,11 +237,16 @@ def test_word_length_tunes_and_compares_at_each_limit(tiny_base, toys, tmp_path,
 
     monkeypatch.setattr(observations, "load_scorer", lambda scorer: scorer)
     monkeypatch.setattr(observations, "tuned", note)
+    quick = {"steps": 2, "seed": 1, "progress": False}
+    monkeypatch.setattr(observations, "draw", lambda m, concept, n: m.sample(f"a {concept.phrase}", n=n, **quick))
     groups, limits = {"a": tuple(toys)[:2], "b": tuple(toys)[2:]}, observations.LENGTHS
     study = observations.word_length(
         tiny_base, tmp_path / "tuned", toys, groups=groups, lengths=limits, n=1, steps=1, scorer=Eye()
     )
     assert len(study.rows) == 2 * 3 * 3 and len(study.verdicts) == 3
+    assert {label for _, label in asked} == {
+        f"{recipe}{limit}" for recipe in ("lora", "ed_lora") for limit in ("", "_freeze_norm=3.25", "_freeze_norm=inf")
+    }
     for (_, label), recipe in asked.items():
         limit = float(label.partition("=")[2]) if "=" in label else RECIPES[label].freeze_norm
         assert recipe == replace(RECIPES[label.partition("_freeze")[0]], freeze_norm=limit)
@@ -255,9 +260,18 @@ def test_word_length_tunes_and_compares_at_each_limit(tiny_base, toys, tmp_path,
         drawn = Eye().image_features(study.pictures[two, f"lora inf, alpha {alpha}"])
         assert row[f"alignment_{alpha}"] == pytest.approx(float((drawn @ own.T).mean()))
     assert next(r for r in study.rows if r["concept"] == three)["identified_0"] == 1  # alone in its group
-    found = study.differences["words up to 3.25: alone, ED-LoRA's are more like the concept than LoRA's"]
+    found = list(study.differences.values())[0]
     values = {s: [r["alignment_0"] for r in study.rows if r["setting"] == s] for s in ("ed_lora 3.25", "lora 3.25")}
     assert found.mean == pytest.approx(np.mean(values["ed_lora 3.25"]) - np.mean(values["lora 3.25"]))
+    alone, both = study.figure.axes
+    for ax, alpha in ((alone, 0), (both, 1)):
+        drawn = {line.get_label(): line.lines[0].get_ydata().tolist() for line in ax.containers}
+        table = study.table("recipe", "length", value=f"alignment_{alpha}")
+        assert drawn == {r: [table[r, limit][0] for limit in limits] for r in ("lora", "ed_lora")}
+    row = tiny_base.text_encoder.get_input_embeddings().weight.std() * tiny_base.text_encoder.config.hidden_size**0.5
+    ticks = [label.get_text() for label in alone.get_xticklabels()]
+    assert float(ticks[0]) == pytest.approx(3.25 * float(row), rel=0.01) and ticks[2] == "no limit"
+    assert all(f", {limit}: " in claim for limit, claim in zip(ticks, study.verdicts, strict=True))
 
 
 def test_how_many_compares_every_member_before_and_after_at_every_size(tiny_base, toys, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.activations import QuickGELUActivation
 
@@ -21,6 +22,8 @@ from mixofshow_lite.base import denoising_loss, draw_noise
 from mixofshow_lite.checkpoint import Checkpoint
 from mixofshow_lite.layerwise import cross_attention
 from mixofshow_lite.lora import core
+from mixofshow_lite.recipes import LENGTH
+from mixofshow_lite.resources import data_dir
 from mixofshow_lite.tuning import RECIPES, Recipe, recipe_for, tune
 from mixofshow_lite.views import prepare
 
@@ -274,9 +277,11 @@ def test_rows_freeze_at_their_norm_and_the_rest_goes_on(tiny_base, data):
 
 def test_rows_move_until_their_mean_norm_reaches_the_limit(tiny_base, data):
     """They are those of a run without a limit up to the step that passes it, and stay from there on."""
-    free = replace(RECIPES["lora"], **FAST, decay=False, weight_decay=0.0, freeze_norm=None)
+    free = replace(RECIPES["ed_lora"], **FAST, decay=False, weight_decay=0.0, freeze_norm=None)
     norms = []
-    quick(tiny_base, data, free, steps=6, callback=lambda record: norms.append(record["embedding_norm"]))
+    free_run = quick(tiny_base, data, free, steps=6, callback=lambda record: norms.append(record["embedding_norm"]))
+    start = wording.init_rows(tiny_base, free, free_run.words, "rabbit", seed=0)
+    assert norms[0] == pytest.approx(torch.cat(list(start.values())).norm(dim=1).mean().item())
     row = wording.spread(tiny_base) * tiny_base.text_encoder.config.hidden_size**0.5  # a random row's norm
     assert all(a < b for a, b in zip(norms, norms[1:], strict=False))  # each before its step's update
     limit, seen = (norms[2] + norms[3]) / 2 / row, []
@@ -287,9 +292,23 @@ def test_rows_move_until_their_mean_norm_reaches_the_limit(tiny_base, data):
     assert torch.equal(stopped, short)
 
 
+def test_shipped_words_of_lora_ended_at_the_limit_and_those_of_ed_lora_never_met_it():
+    weights = load_file(data_dir() / "pocket" / "text_encoder" / "model.safetensors")
+    (table,) = (w.float() for name, w in weights.items() if name.endswith("token_embedding.weight"))
+    limit = LENGTH * table.std() * table.shape[1] ** 0.5
+    places = sorted((data_dir() / "tuned").glob("*-0"))
+    assert len(places) == 6
+    for place in places:
+        concept = mos.Concept.load(place)
+        length = torch.cat(list(concept.embeddings.values())).norm(dim=1).mean()
+        assert limit <= length < 1.02 * limit if concept.recipe == "lora" else length < limit, (place.name, length)
+
+
 def test_numbers_suit_the_base(tiny_base):
     pocket = replace(tiny_base, base_id="pocket-v1")
     assert recipe_for(pocket, "ed_lora") is RECIPES["ed_lora"]
+    limits = {name: recipe.freeze_norm for name, recipe in RECIPES.items() if recipe.freeze_norm is not None}
+    assert limits == {"lora": LENGTH, "ed_lora": LENGTH}
     paper = recipe_for(tiny_base, "ed_lora")
     assert (paper.lr_words, paper.lr_text, paper.lr_unet, paper.batch) == (1e-3, 1e-5, 1e-4, 4)
     assert paper.freeze_norm and recipe_for(tiny_base, "p_plus").freeze_norm is None

@@ -21,6 +21,7 @@ from ..concept import Concept
 from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
 from ..recipes import LENGTH, RECIPES, Recipe
+from ..wording import spread
 from .study import Difference, Study, difference, tuned
 
 EMBEDDINGS = ("textual_inversion", "p_plus")
@@ -178,12 +179,34 @@ def word_length(
         pictures=pictures,
         about=about(base, recipes=list(recipes), lengths=[f"{x:g}" for x in lengths], seeds=list(seeds), pictures=n),
     )
-    for length in lengths if {"lora", "ed_lora"} <= set(recipes) else ():
+    random_row = spread(base) * base.text_encoder.config.hidden_size**0.5  # its length
+    named = {x: "no limit" if math.isinf(x) else f"{x * random_row:.3g}" for x in lengths}
+    for length, limit in named.items() if {"lora", "ed_lora"} <= set(recipes) else ():
         found = difference(rows, "setting", f"ed_lora {length:g}", f"lora {length:g}", "alignment_0")
-        study.claim(f"words up to {length:g}: alone, ED-LoRA's are more like the concept than LoRA's", found)
-    columns = [f"{recipe} {length:g}, alpha 0" for recipe in recipes for length in lengths]
-    study.figure = grid_figure(pictures, [name for names in groups.values() for name in names], columns)
+        study.claim(f"a word's length, {limit}: ED-LoRA's words alone are more like the concept than LoRA's", found)
+    study.figure = length_figure(study, named, recipes)
     return study
+
+
+def length_figure(study: Study, lengths: Mapping[float, str], recipes: Sequence[str]):
+    """Image-alignment by the words alone and with the LoRA against the limit, mean and standard error over concepts.
+
+    `lengths` are Recipe.freeze_norm -> the name of that limit.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 2.5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, alpha, title in zip(axes, (0, 1), ("the words alone", "words and LoRA"), strict=True):
+        table = study.table("recipe", "length", value=f"alignment_{alpha}")
+        for recipe, mark in zip(recipes, "os^v", strict=False):
+            means, errors = zip(*((m, s / n**0.5) for m, s, n in (table[recipe, x] for x in lengths)), strict=True)
+            ax.errorbar(list(lengths.values()), means, errors, marker=mark, capsize=3, label=recipe)
+        ax.set(title=title, xlabel="limit on the mean length of its rows")
+        ax.margins(x=0.12)
+    axes[0].set(ylabel="image-alignment")
+    axes[0].legend(frameon=False)
+    return figure
 
 
 def length_label(recipe: str, length: float) -> str:

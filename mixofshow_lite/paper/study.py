@@ -69,15 +69,13 @@ class Study:
         with open(folder / f"{self.name}.csv", "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, list(dict.fromkeys(k for row in self.rows for k in row)))
             writer.writeheader()
-            writer.writerows(
-                {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows
-            )
+            writer.writerows({k: short(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
         claims = {w: {"shown": self.verdicts[w], **vars(d)} for w, d in self.differences.items()}
         text = json.dumps({"name": self.name, "claims": claims, "about": self.about}, indent=2)
         (folder / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
         if self.figure is not None:
             drawn = io.BytesIO()
-            self.figure.savefig(drawn, dpi=110)
+            self.figure.savefig(drawn, dpi=95)
             with Image.open(drawn) as picture:  # a quarter of a PNG's size
                 picture.convert("RGB").save(folder / f"{self.name}.webp", quality=55, method=6)
         return folder / f"{self.name}.json"
@@ -106,6 +104,11 @@ class Study:
             with Image.open(folder / f"{name}.webp") as picture:
                 study.figure = picture.convert("RGB")
         return study
+
+
+def short(value: float) -> str:
+    """Four decimals without trailing zeros: 0.8343, 0.5, 1."""
+    return f"{value:.4f}".rstrip("0").rstrip(".") if np.isfinite(value) else str(value)
 
 
 def number(text: str) -> int | float | str:
