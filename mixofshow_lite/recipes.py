@@ -45,18 +45,18 @@ class Recipe:
     freeze_norm: float | None = None  # the rows stop once their mean norm is this many times a random row's at first
 
 
-# Pocket words end at a length of 1.7, where the model's own have 0.9 to 1.1 and a random row starts with 0.42. One row
-# that has to say everything reaches it after some 30 steps, the 32 of an ED-LoRA do not (1.67 of fourteen at most):
-# what that does is measured by paper.word_length.
-LENGTH = 4.09
+# Recipe.freeze_norm on pocket: words end at a length of 1.7, where the model's own have 0.9 to 1.1, a random row 0.42.
+# One row that has to say everything reaches it after some 30 steps, the 32 of an ED-LoRA do not (1.67 of fourteen at
+# most). paper.word_length measures what that does; the official factor, 1.5 times a word of the model's, would be 3.25.
+FREEZE_NORM = 4.09
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("textual_inversion", init=("class",), layerwise=False, text_lora=False, unet_lora=None, steps=300),
         Recipe("p_plus", init=("class",), text_lora=False, unet_lora=None, steps=300),
-        Recipe("lora", init=("class",), layerwise=False, freeze_norm=LENGTH),
-        Recipe("ed_lora", freeze_norm=LENGTH),
+        Recipe("lora", init=("class",), layerwise=False, freeze_norm=FREEZE_NORM),
+        Recipe("ed_lora", freeze_norm=FREEZE_NORM),
         Recipe(
             "custom_diffusion",
             init=("rand",),

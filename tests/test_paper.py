@@ -10,6 +10,7 @@ from PIL import Image
 
 from mixofshow_lite.paper import Study, difference
 from mixofshow_lite.paper.observations import apart, identified
+from mixofshow_lite.paper.study import number, short
 
 
 def rows(effect, noise=0.0, concepts=6, seeds=3, rng=None):
@@ -61,6 +62,12 @@ def test_a_claim_is_an_inequality_and_is_saved(tmp_path):
     assert len((tmp_path / "toy.csv").read_text().splitlines()) == 1 + len(study.rows)
     mean, std, count = study.table("setting")["b",]
     assert (mean, count) == (pytest.approx(0.25), 18) and std > 0
+
+
+def test_numbers_are_saved_to_four_decimals_without_zeros_and_come_back():
+    values = (0.83429, 0.5, 10.0, -0.00021, float("inf"))
+    assert [short(v) for v in values] == ["0.8343", "0.5", "10", "-0.0002", "inf"]
+    assert [number(short(v)) for v in values] == [0.8343, 0.5, 10, -0.0002, float("inf")]
 
 
 def test_identified_and_apart():
@@ -239,9 +246,9 @@ def test_word_length_tunes_and_compares_at_each_limit(tiny_base, toys, tmp_path,
     monkeypatch.setattr(observations, "tuned", note)
     quick = {"steps": 2, "seed": 1, "progress": False}
     monkeypatch.setattr(observations, "draw", lambda m, concept, n: m.sample(f"a {concept.phrase}", n=n, **quick))
-    groups, limits = {"a": tuple(toys)[:2], "b": tuple(toys)[2:]}, observations.LENGTHS
+    groups, limits = {"a": tuple(toys)[:2], "b": tuple(toys)[2:]}, observations.FREEZE_NORMS
     study = observations.word_length(
-        tiny_base, tmp_path / "tuned", toys, groups=groups, lengths=limits, n=1, steps=1, scorer=Eye()
+        tiny_base, tmp_path / "tuned", toys, groups=groups, freeze_norms=limits, n=1, steps=1, scorer=Eye()
     )
     assert len(study.rows) == 2 * 3 * 3 and len(study.verdicts) == 3
     assert {label for _, label in asked} == {
@@ -251,7 +258,7 @@ def test_word_length_tunes_and_compares_at_each_limit(tiny_base, toys, tmp_path,
         limit = float(label.partition("=")[2]) if "=" in label else RECIPES[label].freeze_norm
         assert recipe == replace(RECIPES[label.partition("_freeze")[0]], freeze_norm=limit)
     plan = {(name, label): recipe for name, recipe, label in everything.JOBS["word_length"].tunings}
-    assert {recipe.freeze_norm for recipe in plan.values()} == {3.25, observations.LENGTH, math.inf}
+    assert {recipe.freeze_norm for recipe in plan.values()} == {3.25, observations.FREEZE_NORM, math.inf}
     assert {label: recipe for (_, label), recipe in plan.items()} == {key[1]: value for key, value in asked.items()}
     one, two, three = toys
     row = next(r for r in study.rows if (r["concept"], r["setting"]) == (two, "lora inf"))
@@ -266,7 +273,7 @@ def test_word_length_tunes_and_compares_at_each_limit(tiny_base, toys, tmp_path,
     alone, both = study.figure.axes
     for ax, alpha in ((alone, 0), (both, 1)):
         drawn = {line.get_label(): line.lines[0].get_ydata().tolist() for line in ax.containers}
-        table = study.table("recipe", "length", value=f"alignment_{alpha}")
+        table = study.table("recipe", "freeze_norm", value=f"alignment_{alpha}")
         assert drawn == {r: [table[r, limit][0] for limit in limits] for r in ("lora", "ed_lora")}
     row = tiny_base.text_encoder.get_input_embeddings().weight.std() * tiny_base.text_encoder.config.hidden_size**0.5
     ticks = [label.get_text() for label in alone.get_xticklabels()]

@@ -22,7 +22,7 @@ from mixofshow_lite.base import denoising_loss, draw_noise
 from mixofshow_lite.checkpoint import Checkpoint
 from mixofshow_lite.layerwise import cross_attention
 from mixofshow_lite.lora import core
-from mixofshow_lite.recipes import LENGTH
+from mixofshow_lite.recipes import FREEZE_NORM
 from mixofshow_lite.resources import data_dir
 from mixofshow_lite.tuning import RECIPES, Recipe, recipe_for, tune
 from mixofshow_lite.views import prepare
@@ -295,7 +295,7 @@ def test_rows_move_until_their_mean_norm_reaches_the_limit(tiny_base, data):
 def test_shipped_words_of_lora_ended_at_the_limit_and_those_of_ed_lora_never_met_it():
     weights = load_file(data_dir() / "pocket" / "text_encoder" / "model.safetensors")
     (table,) = (w.float() for name, w in weights.items() if name.endswith("token_embedding.weight"))
-    limit = LENGTH * table.std() * table.shape[1] ** 0.5
+    limit = FREEZE_NORM * table.std() * table.shape[1] ** 0.5
     places = sorted((data_dir() / "tuned").glob("*-0"))
     assert len(places) == 6
     for place in places:
@@ -308,7 +308,7 @@ def test_numbers_suit_the_base(tiny_base):
     pocket = replace(tiny_base, base_id="pocket-v1")
     assert recipe_for(pocket, "ed_lora") is RECIPES["ed_lora"]
     limits = {name: recipe.freeze_norm for name, recipe in RECIPES.items() if recipe.freeze_norm is not None}
-    assert limits == {"lora": LENGTH, "ed_lora": LENGTH}
+    assert limits == {"lora": FREEZE_NORM, "ed_lora": FREEZE_NORM}
     paper = recipe_for(tiny_base, "ed_lora")
     assert (paper.lr_words, paper.lr_text, paper.lr_unet, paper.batch) == (1e-3, 1e-5, 1e-4, 4)
     assert paper.freeze_norm and recipe_for(tiny_base, "p_plus").freeze_norm is None

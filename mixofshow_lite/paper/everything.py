@@ -29,11 +29,11 @@ from .fusions import WAYS, observation_3
 from .how_many import ORDER, how_many
 from .observations import (
     DOMAINS,
-    LENGTHS,
+    FREEZE_NORMS,
     LOOK_ALIKES,
     STAIRS,
     ablation,
-    length_label,
+    limit_label,
     observation_1,
     observation_2,
     stair_label,
@@ -84,9 +84,9 @@ JOBS: dict[str, Job] = {
     "word_length": Job(
         word_length,
         tuple(
-            (name, replace(RECIPES[recipe], freeze_norm=length), length_label(recipe, length))
+            (name, replace(RECIPES[recipe], freeze_norm=norm), limit_label(recipe, norm))
             for recipe in ("ed_lora", "lora")
-            for length in LENGTHS
+            for norm in FREEZE_NORMS
             for name in everyone(GROUPS)
         ),
     ),

@@ -20,7 +20,7 @@ from ..base import DiffusionModel
 from ..concept import Concept
 from ..data import ConceptData
 from ..evaluation import Scorer, image_scores, load_scorer
-from ..recipes import LENGTH, RECIPES, Recipe
+from ..recipes import FREEZE_NORM, RECIPES, Recipe
 from ..wording import spread
 from .study import Difference, Study, difference, tuned
 
@@ -30,7 +30,7 @@ LOOK_ALIKES = ("bibi", "momo", "kiki")
 GROUPS: dict[str, tuple[str, ...]] = {"rabbits": LOOK_ALIKES, "robots": ("rusty", "volt", "pixel")}
 ALPHAS = (0.0, 0.35, 0.7, 1.0)
 PROMPT = "photo of a {}"
-LENGTHS = (3.25, LENGTH, math.inf)  # Recipe.freeze_norm: 1.5 times the length of the model's own words, 1.9, no limit
+FREEZE_NORMS = (3.25, FREEZE_NORM, math.inf)  # 1.5 times as long as the model's own words, 1.9 times, no limit
 
 
 def draw(model: DiffusionModel, concept: Concept, n: int, prompt: str = PROMPT, seed: int = 100) -> list[Image.Image]:
@@ -146,29 +146,31 @@ def word_length(
     folder,
     data: Mapping[str, ConceptData],
     groups: Mapping[str, Sequence[str]] = GROUPS,
-    lengths: Sequence[float] = LENGTHS,
+    freeze_norms: Sequence[float] = FREEZE_NORMS,
     recipes: Sequence[str] = ("lora", "ed_lora"),
     seeds: Sequence[int] = (0,),
     n: int = 4,
     steps: int | None = None,
     scorer: Scorer | str | None = None,
 ) -> Study:
-    """What observation 2 hangs on: how long tuning may make a word (the official code's limit). Look-alikes only.
+    """What observation 2 (3.3.1) hangs on: how long tuning may make a word. The official code limits it, the paper does
+    not say so. Look-alikes only.
 
-    Rows: per recipe, limit and concept, image-alignment and `identified` (see `observation_2`) by the words alone (_0)
-    and with the whole LoRA (_1). The claims are about the words alone, at each limit.
+    `freeze_norms` are values of `Recipe.freeze_norm`, in lengths of a random row. Rows: per recipe, limit and concept,
+    image-alignment and `identified` (see `observation_2`) by the words alone (_0) and with the whole LoRA (_1). The
+    claims are about the words alone, at each limit.
     """
     scorer, rows, pictures = load_scorer(scorer), [], {}
-    for recipe, length, (group, names) in product(recipes, lengths, groups.items()):
+    for recipe, norm, (group, names) in product(recipes, freeze_norms, groups.items()):
         references = {name: scorer.image_features(data[name].pictures) for name in names}
-        label, settings = length_label(recipe, length), replace(RECIPES[recipe], freeze_norm=length)
+        label, settings = limit_label(recipe, norm), replace(RECIPES[recipe], freeze_norm=norm)
         for seed, name in product(seeds, names):
             concept = tuned(base, data[name], settings, seed, folder, label=label, steps=steps)
-            row = {"recipe": recipe, "length": length, "setting": f"{recipe} {length:g}", "seed": seed}
+            row = {"recipe": recipe, "freeze_norm": norm, "setting": f"{recipe} {norm:g}", "seed": seed}
             row |= {"group": group, "concept": name}
             for alpha in (0.0, 1.0):
                 drawn = draw(base.with_concept(concept, alpha), concept, n)
-                pictures.setdefault((name, f"{recipe} {length:g}, alpha {alpha:g}"), drawn)
+                pictures.setdefault((name, f"{recipe} {norm:g}, alpha {alpha:g}"), drawn)
                 features = scorer.image_features(drawn)
                 row[f"alignment_{alpha:g}"] = float((features @ references[name].T).mean())
                 row[f"identified_{alpha:g}"] = identified(features, references, name)
@@ -177,31 +179,33 @@ def word_length(
         "word_length",
         rows,
         pictures=pictures,
-        about=about(base, recipes=list(recipes), lengths=[f"{x:g}" for x in lengths], seeds=list(seeds), pictures=n),
+        about=about(
+            base, recipes=list(recipes), freeze_norms=[f"{x:g}" for x in freeze_norms], seeds=list(seeds), pictures=n
+        ),
     )
     random_row = spread(base) * base.text_encoder.config.hidden_size**0.5  # its length
-    named = {x: "no limit" if math.isinf(x) else f"{x * random_row:.3g}" for x in lengths}
-    for length, limit in named.items() if {"lora", "ed_lora"} <= set(recipes) else ():
-        found = difference(rows, "setting", f"ed_lora {length:g}", f"lora {length:g}", "alignment_0")
+    limits = {x: "no limit" if math.isinf(x) else f"{x * random_row:.3g}" for x in freeze_norms}
+    for norm, limit in limits.items() if {"lora", "ed_lora"} <= set(recipes) else ():
+        found = difference(rows, "setting", f"ed_lora {norm:g}", f"lora {norm:g}", "alignment_0")
         study.claim(f"a word's length, {limit}: ED-LoRA's words alone are more like the concept than LoRA's", found)
-    study.figure = length_figure(study, named, recipes)
+    study.figure = limit_figure(study, limits, recipes)
     return study
 
 
-def length_figure(study: Study, lengths: Mapping[float, str], recipes: Sequence[str]):
+def limit_figure(study: Study, limits: Mapping[float, str], recipes: Sequence[str]):
     """Image-alignment by the words alone and with the LoRA against the limit, mean and standard error over concepts.
 
-    `lengths` are Recipe.freeze_norm -> the name of that limit.
+    `limits` are Recipe.freeze_norm -> the length it stops at, or "no limit".
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 2.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for ax, alpha, title in zip(axes, (0, 1), ("the words alone", "words and LoRA"), strict=True):
-        table = study.table("recipe", "length", value=f"alignment_{alpha}")
+        table = study.table("recipe", "freeze_norm", value=f"alignment_{alpha}")
         for recipe, mark in zip(recipes, "os^v", strict=False):
-            means, errors = zip(*((m, s / n**0.5) for m, s, n in (table[recipe, x] for x in lengths)), strict=True)
-            ax.errorbar(list(lengths.values()), means, errors, marker=mark, capsize=3, label=recipe)
+            means, errors = zip(*((m, s / n**0.5) for m, s, n in (table[recipe, x] for x in limits)), strict=True)
+            ax.errorbar(list(limits.values()), means, errors, marker=mark, capsize=3, label=recipe)
         ax.set(title=title, xlabel="limit on the mean length of its rows")
         ax.margins(x=0.12)
     axes[0].set(ylabel="image-alignment")
@@ -209,9 +213,9 @@ def length_figure(study: Study, lengths: Mapping[float, str], recipes: Sequence[
     return figure
 
 
-def length_label(recipe: str, length: float) -> str:
+def limit_label(recipe: str, freeze_norm: float) -> str:
     """The label of concepts tuned with such a limit: the recipe's name where it is the recipe's own."""
-    return recipe if length == RECIPES[recipe].freeze_norm else f"{recipe}_freeze_norm={length:g}"
+    return recipe if freeze_norm == RECIPES[recipe].freeze_norm else f"{recipe}_freeze_norm={freeze_norm:g}"
 
 
 def identified(features, references: Mapping, name: str) -> float:

@@ -107,8 +107,8 @@ class Study:
 
 
 def short(value: float) -> str:
-    """Four decimals without trailing zeros: 0.8343, 0.5, 1."""
-    return f"{value:.4f}".rstrip("0").rstrip(".") if np.isfinite(value) else str(value)
+    """Four decimals without trailing zeros: 0.8343, 0.5, 1, inf."""
+    return f"{value:.4f}".rstrip("0").rstrip(".")
 
 
 def number(text: str) -> int | float | str:

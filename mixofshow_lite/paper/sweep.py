@@ -26,7 +26,7 @@ from ..evaluation import Scorer, choose, image_scores, load_scorer, text_scores
 from ..pocket.captions import PLACES, TIMES
 from ..recipes import RECIPES, Recipe
 from .everything import Clock, TimeUp
-from .observations import LENGTHS
+from .observations import FREEZE_NORMS
 from .study import number, tuned
 
 GRID: dict[str, tuple] = {  # field of Recipe -> values to try, all others at their defaults
@@ -36,7 +36,7 @@ GRID: dict[str, tuple] = {  # field of Recipe -> values to try, all others at th
     "steps": (100, 200, 300),
     "noises": (1, 2, 3),
     "background": (0.3, 1.0),
-    "freeze_norm": LENGTHS,
+    "freeze_norm": FREEZE_NORMS,
 }
 NAMES = ("mochi", "bibi")  # one in-domain, one out-domain
 ASKED = (("forest", "night"), ("moon", "sunset"), ("desert", "day"), ("city", "day"))  # in no concept's captions
