@@ -52,23 +52,23 @@ lab: $(VENV)/.lab
 # Speed and memory as ratios within one run, saved to data/results/bench_*.json: sampling and tuning, fusion (Stable
 # Diffusion 1.5's layer sizes too; most of an hour on two cores), regions; and what tuning needs there, estimated.
 bench: $(VENV)/.run
-	$(BIN)/python -m mixofshow_lite.bench
-	$(BIN)/python -m mixofshow_lite.bench sd15
-	$(BIN)/python -m mixofshow_lite.bench_regions
-	$(BIN)/python -m mixofshow_lite.bench_regions sd15 --steps 3 --repeats 2
-	$(BIN)/python -m mixofshow_lite.bench_memory
-	$(BIN)/python -m mixofshow_lite.bench_fusion $(ARGS)
+	$(BIN)/python tests/bench/bench_speed.py
+	$(BIN)/python tests/bench/bench_speed.py sd15
+	$(BIN)/python tests/bench/bench_regions.py
+	$(BIN)/python tests/bench/bench_regions.py sd15 --steps 3 --repeats 2
+	$(BIN)/python tests/bench/bench_memory.py
+	$(BIN)/python tests/bench/bench_fusion.py $(ARGS)
 
 pretrain: $(VENV)/.run
-	$(BIN)/python -m mixofshow_lite.pocket.pretrain all $(ARGS)
-	$(BIN)/python -m mixofshow_lite.pocket.clip train
-	$(BIN)/python -m mixofshow_lite.pocket.pretrain checksums
+	$(BIN)/python -m mixofshow_lite.pocket.train.pretrain all $(ARGS)
+	$(BIN)/python -m mixofshow_lite.pocket.train.clip train
+	$(BIN)/python -m mixofshow_lite.pocket.train.pretrain checksums
 
 # Measures the shipped base and every study again, and what notebooks need of them; hours on two cores. (The demo's figure is
 # `make demo`, speed is `make bench`.) The studies go on where they stopped; what they tune is kept in runs/paper.
 results: $(VENV)/.lab
-	$(BIN)/python -m mixofshow_lite.pocket.bars
-	$(BIN)/python -m mixofshow_lite.pocket.sheets model
+	$(BIN)/python -m mixofshow_lite.pocket.train.bars
+	$(BIN)/python -m mixofshow_lite.pocket.train.sheets model
 	$(BIN)/python -m mixofshow_lite.paper all $(ARGS)
 	$(BIN)/python -m mixofshow_lite.paper ship
 	$(BIN)/python .ci/notebooks.py $(NOTEBOOKS)

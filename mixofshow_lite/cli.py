@@ -299,7 +299,7 @@ def run_doctor(args) -> None:
     base.sample("a photo of a cat", steps=1, progress=False)
     print("sampling         works")
     try:
-        from .evaluation import load_scorer
+        from .engine.evaluation import load_scorer
 
         load_scorer("pocket")
         print("evaluation       Pocket CLIP works")

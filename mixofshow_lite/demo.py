@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .base import DiffusionModel, load_base
-from .concept import Concept
-from .data import ConceptData
-from .evaluation import Scorer, image_scores, load_scorer
-from .fusion import gradient_fusion, weight_fusion
-from .regional import side_by_side
-from .resources import concepts_dir
-from .tuning import recipe_for, tune
+from .engine.evaluation import Scorer, image_scores, load_scorer
+from .engine.fusion import gradient_fusion, weight_fusion
+from .engine.regional import side_by_side
+from .engine.tuning import recipe_for, tune
+from .files.concept import Concept
+from .files.data import ConceptData
+from .files.resources import concepts_dir
+from .model import DiffusionModel, load_base
 
 PLACE = "on the beach"  # where both are drawn together
 MODELS = ("alone", "weight fused", "gradient fused")

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tiny import make_concept
 
-from mixofshow_lite.widgets import AlphaSlider
-from mixofshow_lite.widgets.alpha_slider import GAP, LABEL, alpha_frames, checked, render, strip
+from mixofshow_lite.course.widgets import AlphaSlider
+from mixofshow_lite.course.widgets.alpha_slider import GAP, LABEL, alpha_frames, checked, render, strip
 
 
 def toy_frames(side=32):
@@ -110,7 +110,7 @@ def test_only_what_ipywidgets_7_and_colab_have_is_used():
     """No Tab, Accordion or Output, and every trait that is set exists in 7.7."""
     import ipywidgets
 
-    from mixofshow_lite.widgets import alpha_slider
+    from mixofshow_lite.course.widgets import alpha_slider
 
     source = open(alpha_slider.__file__, encoding="utf-8").read()
     used = {name for name in dir(ipywidgets) if f"ipywidgets.{name}(" in source}

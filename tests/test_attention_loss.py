@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mixofshow_lite.attention_loss import find_words, outside_attention, resized, watched
-from mixofshow_lite.concept import bind
-from mixofshow_lite.layerwise import LayerAttention, cross_attention
-from mixofshow_lite.wording import Reader
+from mixofshow_lite.engine.attention_loss import find_words, outside_attention, resized, watched
+from mixofshow_lite.engine.layerwise import LayerAttention, cross_attention
+from mixofshow_lite.engine.wording import Reader
+from mixofshow_lite.files.concept import bind
 
 PROMPTS = ["a photo of <bibi1> <bibi2> on the beach", "<bibi1> <bibi2>", "a red cat"]
 

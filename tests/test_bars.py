@@ -9,8 +9,9 @@ from PIL import Image
 from tiny_clip import build_clip
 
 import mixofshow_lite as mos
-from mixofshow_lite.evaluation import load_scorer
-from mixofshow_lite.pocket import bars, sheets, world
+from mixofshow_lite.engine.evaluation import load_scorer
+from mixofshow_lite.pocket import world
+from mixofshow_lite.pocket.train import bars, sheets
 
 
 def test_every_prompt_is_held_out():
@@ -108,7 +109,7 @@ def test_a_run_goes_on_and_parts_are_kept(tmp_path, tiny_folder, monkeypatch, ca
     assert calls == [1, 1, 1]  # the first reading was kept
     result = json.loads(out.read_text())
     assert result["one"]["class"]["n"] == 2 and result["two"]["binding"]["n"] == 1
-    assert result["command"].startswith("python -m mixofshow_lite.pocket.bars --base")
+    assert result["command"].startswith("python -m mixofshow_lite.pocket.train.bars --base")
     assert result["bars"]["psnr"] == {"wanted": 28.0, "measured": 30.0, "met": True}
     assert "seconds for four" not in result["bars"] and [p.name for p in tmp_path.glob("bars*")] == ["bars.json"]
     bars.main([*command, "--out", str(out), "--parts", "vae"])

@@ -15,9 +15,9 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from tiny import make_concept
 
 import mixofshow_lite as mos
-from mixofshow_lite import loading
-from mixofshow_lite.base import denoising_loss, noising
-from mixofshow_lite.layerwise import cross_attention
+from mixofshow_lite.engine.layerwise import cross_attention
+from mixofshow_lite.files import loading
+from mixofshow_lite.model import denoising_loss, noising
 
 
 def pixels(model, prompt="a red cat", **kwargs):
@@ -299,7 +299,7 @@ def test_prompts_the_model_cannot_follow_are_told_once(tiny_base):
 def test_import_is_light():
     light = "import sys, mixofshow_lite as mos; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", f"{light}; mos.load_base; assert 'open_clip' not in sys.modules"], check=True)
-    assert mos.Concept.__module__ == "mixofshow_lite.concept" and "tune" in dir(mos)
+    assert mos.Concept.__module__ == "mixofshow_lite.files.concept" and "tune" in dir(mos)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         mos.nonsense  # noqa: B018
 

@@ -10,8 +10,10 @@ import torch
 from safetensors import safe_open
 from tiny import make_concept, spread, weights_of
 
-from mixofshow_lite.fusion import CenterNode, center, gradient, gradient_fusion, grams, memory
-from mixofshow_lite.fusion.algebra import dense
+from mixofshow_lite.center import CenterNode
+from mixofshow_lite.center import node as center
+from mixofshow_lite.engine.fusion import gradient, gradient_fusion, grams, memory
+from mixofshow_lite.engine.fusion.algebra import dense
 
 SETTINGS = {"prompts": ("photo of a {}",), "steps": 1, "guidance": 1, "size": 64}
 MODULES = ("self_attn.q_proj", "attn1.to_q", "attn2.to_k")

@@ -15,7 +15,7 @@ from tiny_clip import build_clip
 import mixofshow_lite as mos
 from mixofshow_lite import Concept, cli
 from mixofshow_lite.cli import main, parse_region
-from mixofshow_lite.fusion import lora_state
+from mixofshow_lite.engine.fusion import lora_state
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 from tiny_clip import build_clip
 
-from mixofshow_lite.pocket import clip, clip_data, world
+from mixofshow_lite.files.resources import pocket_dir
+from mixofshow_lite.pocket import world
 from mixofshow_lite.pocket.captions import caption
-from mixofshow_lite.pocket.clip import auc, multi_positive_loss, pair_auc
-from mixofshow_lite.pocket.clip_data import FACTS, WHOLE, claims, facts, truth
-from mixofshow_lite.resources import pocket_dir
+from mixofshow_lite.pocket.train import clip, clip_data
+from mixofshow_lite.pocket.train.clip import auc, multi_positive_loss, pair_auc
+from mixofshow_lite.pocket.train.clip_data import FACTS, WHOLE, claims, facts, truth
 
 
 def said(text):
@@ -159,7 +160,7 @@ def test_training_pictures_are_never_held_out():
 
 
 def test_the_preprocessing_of_training_is_open_clips(tmp_path):
-    from mixofshow_lite.evaluation import load_scorer
+    from mixofshow_lite.engine.evaluation import load_scorer
 
     scorer = load_scorer(build_clip(tmp_path))
     pixels, *_ = clip_data.draw_group(0, 32)

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from tiny import make_concept
 
 import mixofshow_lite
-from mixofshow_lite.concept import Concept, bind
-from mixofshow_lite.formats import folder as folder_module
+from mixofshow_lite.files import folder as folder_module
+from mixofshow_lite.files.concept import Concept, bind
 
 
 def test_a_concept_survives_its_folder(concept, tmp_path):

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import mixofshow_lite as mos
+from mixofshow_lite.files.resources import concepts_dir
 from mixofshow_lite.pocket import concepts, world
 from mixofshow_lite.pocket.concepts import CONCEPTS
-from mixofshow_lite.resources import concepts_dir
 
 
 def marks(spec):

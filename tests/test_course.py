@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from mixofshow_lite import attention, course, exercises
-from mixofshow_lite.layerwise import cross_attention
+from mixofshow_lite import course
+from mixofshow_lite.course import exercises
+from mixofshow_lite.engine import attention
+from mixofshow_lite.engine.layerwise import cross_attention
 
 matplotlib.use("Agg")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixofshow_lite.data import CAPTION, ConceptData, contact_sheet, crop_box, fit
+from mixofshow_lite.files.data import CAPTION, ConceptData, contact_sheet, crop_box, fit
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -12,7 +12,7 @@ from tiny_clip import build_clip
 from mixofshow_lite import ConceptData
 from mixofshow_lite import demo as module
 from mixofshow_lite.demo import chosen, demo, format_table, look_alikes, write_figure
-from mixofshow_lite.recipes import RECIPES
+from mixofshow_lite.engine.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")

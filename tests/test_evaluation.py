@@ -11,9 +11,9 @@ from PIL import Image
 from tiny_clip import build_clip
 
 import mixofshow_lite as mos
-from mixofshow_lite import evaluation
-from mixofshow_lite.concept import Concept
-from mixofshow_lite.evaluation import Scorer, choose, image_scores, load_scorer, plain_prompt, text_scores
+from mixofshow_lite.engine import evaluation
+from mixofshow_lite.engine.evaluation import Scorer, choose, image_scores, load_scorer, plain_prompt, text_scores
+from mixofshow_lite.files.concept import Concept
 
 AXES = {"red": 0, "green": 1, "blue": 2}
 
@@ -131,7 +131,7 @@ def test_no_network_is_said_in_one_sentence(monkeypatch):
 
 
 def test_importing_the_library_does_not_import_open_clip():
-    code = "import sys, mixofshow_lite, mixofshow_lite.evaluation; sys.exit('open_clip' in sys.modules)"
+    code = "import sys, mixofshow_lite, mixofshow_lite.engine.evaluation; sys.exit('open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

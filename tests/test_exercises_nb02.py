@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mixofshow_lite import course, exercises
+from mixofshow_lite import course
+from mixofshow_lite.course import exercises
 
 
 def identified(x, references, name):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mixofshow_lite import course, exercises
+from mixofshow_lite import course
+from mixofshow_lite.course import exercises
 
 
 def swap(a, b, layers):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mixofshow_lite import course, exercises
+from mixofshow_lite import course
+from mixofshow_lite.course import exercises
 
 
 def inverse(grams, lam):
@@ -88,8 +89,8 @@ def test_every_exercise_is_tried():
 
 def test_the_right_answers_are_the_librarys():
     """The closed form of exercise 4.1 is what `fusion.algebra` solves: same Grams, same ridge, two ways."""
-    from mixofshow_lite.exercises.nb04 import layer
-    from mixofshow_lite.fusion import algebra
+    from mixofshow_lite.course.exercises.nb04 import layer
+    from mixofshow_lite.engine.fusion import algebra
 
     downs, ups, inputs = layer()
     grams, weights = [x @ x.T for x in inputs], torch.full((3,), 1.0, dtype=torch.float64)

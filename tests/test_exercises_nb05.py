@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from mixofshow_lite import course, exercises
-from mixofshow_lite.exercises import nb05
-from mixofshow_lite.regional import Plan, Region
+from mixofshow_lite import course
+from mixofshow_lite.course import exercises
+from mixofshow_lite.course.exercises import nb05
+from mixofshow_lite.engine.regional import Plan, Region
 
 
 def rewrite(attend, x, prompt, regions):

@@ -19,7 +19,7 @@ from PIL import Image
 from tiny import make_concept, spread
 
 import mixofshow_lite as mos
-from mixofshow_lite.formats.folder import tensors_of
+from mixofshow_lite.files.folder import tensors_of
 
 FUSION = {"prompts": ("photo of a {}",), "steps": 1, "guidance": 1, "size": 64}  # takes a second
 SECRET = "photo of <TOK> Orchard"
@@ -27,11 +27,13 @@ TUNING = {"recipe": "ed_lora", "seed": 3, "steps": 1}
 
 
 def test_without_flower_it_is_one_sentence(monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "flwr" or name == "mixofshow_lite.flower"]:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] == "flwr" or name == "mixofshow_lite.center.flower"
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "flwr", None)  # as if it were not installed
     with pytest.raises(ImportError, match=r'pip install "mixofshow_lite\[flower\]"') as caught:
-        importlib.import_module("mixofshow_lite.flower")
+        importlib.import_module("mixofshow_lite.center.flower")
     assert "\n" not in str(caught.value)
 
 
@@ -43,12 +45,14 @@ def test_no_other_module_imports_flower():
 
 def test_the_app_of_the_docstring():
     """`flwr run` looks for the apps in the source, as plain assignments, before it imports anything."""
-    source = (Path(mos.__file__).parent / "flower.py").read_text()
+    source = (Path(mos.__file__).parent / "center" / "flower.py").read_text()
     tree = ast.parse(source)
     lines = [line[4:] for line in ast.get_docstring(tree).splitlines() if line.startswith("    ")]
     app = tomllib.loads("\n".join(lines[lines.index("[project]") :]))["tool"]["flwr"]["app"]
     assigned = {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
-    assert {reference.removeprefix("mixofshow_lite.flower:") for reference in app["components"].values()} < assigned
+    assert {
+        reference.removeprefix("mixofshow_lite.center.flower:") for reference in app["components"].values()
+    } < assigned
     assert all(f'"{key}"' in source for key in app["config"])
 
 
@@ -56,7 +60,7 @@ def test_the_app_of_the_docstring():
 def flower(monkeypatch):
     """The module, on the CPU, without waiting for clients that do not come; skips without Flower."""
     pytest.importorskip("flwr")
-    module = importlib.import_module("mixofshow_lite.flower")
+    module = importlib.import_module("mixofshow_lite.center.flower")
     monkeypatch.setattr(module, "load_base", partial(mos.load_base, device="cpu"))
     monkeypatch.setattr(module, "WAIT", 0)
     if importlib.util.find_spec("flwr.supercore.task_identity"):  # who a process is, which Flower sets at its start

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from tiny import make_concept
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from mixofshow_lite import formats, lora
-from mixofshow_lite.base import noising
 from mixofshow_lite.cli import main
-from mixofshow_lite.concept import Concept
-from mixofshow_lite.formats import keys
-from mixofshow_lite.fusion import gradient_fusion, weight_fusion
-from mixofshow_lite.layerwise import cross_attention
+from mixofshow_lite.engine import lora
+from mixofshow_lite.engine.fusion import gradient_fusion, weight_fusion
+from mixofshow_lite.engine.layerwise import cross_attention
+from mixofshow_lite.files import keys, lora_files
+from mixofshow_lite.files.concept import Concept
+from mixofshow_lite.model import noising
 
 KOHYA_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
@@ -264,7 +264,7 @@ def test_bad_lora_files(tiny_base, tmp_path, concept):
     fails("no readable JSON")
 
 
-@pytest.mark.parametrize("format", formats.FORMATS)
+@pytest.mark.parametrize("format", lora_files.FORMATS)
 def test_written_files_come_back(tiny_base, tmp_path, concept, format):
     concept.scale = 0.7
     uneven = {n: (d[:1], u[:, :1]) if "attn1" in n else (d, u) for n, (d, u) in concept.lora["unet"].items()}
@@ -294,7 +294,7 @@ def test_kohya_files_look_like_kohyas(tmp_path, concept):
     assert not any("alpha" in key for key in diffusers_state)
 
 
-@pytest.mark.parametrize("format", formats.FORMATS)
+@pytest.mark.parametrize("format", lora_files.FORMATS)
 def test_stock_diffusers_draws_what_with_concept_draws(tiny_base, tiny_folder, tmp_path, format):
     """The plain prompt through a stock pipeline: same text features, same noise prediction, same picture."""
     concept = make_concept(tiny_base, rank=3)
@@ -366,7 +366,7 @@ def test_spellings_are_unambiguous(tiny_base):
     assert keys.split("unet.a.lora_A.my_style.weight") == ("unet.a", "down")
 
 
-@pytest.mark.parametrize("format", formats.FORMATS)
+@pytest.mark.parametrize("format", lora_files.FORMATS)
 def test_convert_from_the_shell(tiny_folder, concept, tmp_path, capsys, format):
     folder, file, again = concept.save(tmp_path / "bibi"), tmp_path / "x.safetensors", tmp_path / "again"
     assert main(["convert", str(folder), str(file), "--format", format]) == 0
@@ -424,7 +424,7 @@ def whole(tiny_base):
     return made
 
 
-@pytest.mark.parametrize("format", formats.FORMATS)
+@pytest.mark.parametrize("format", lora_files.FORMATS)
 def test_a_whole_kohya_lora_draws_as_in_stock_diffusers(tiny_base, tiny_folder, whole, tmp_path, format):
     """192 layers of the U-Net and 6 of each text layer, as in files from the wild."""
     file = whole.to_lora(tmp_path / "x.safetensors", format)

@@ -12,10 +12,11 @@ from diffusers import StableDiffusionPipeline
 from tiny import make_concept
 
 import mixofshow_lite as mos
-from mixofshow_lite import fusion, lora
-from mixofshow_lite.fusion import gradient, gradient_fusion, grams, report, weight_fusion
-from mixofshow_lite.fusion.algebra import dense
-from mixofshow_lite.fusion.weight import with_factors
+from mixofshow_lite import rivals
+from mixofshow_lite.engine import fusion, lora
+from mixofshow_lite.engine.fusion import gradient, gradient_fusion, grams, report, weight_fusion
+from mixofshow_lite.engine.fusion.algebra import dense
+from mixofshow_lite.engine.fusion.weight import with_factors
 
 PROMPTS = ("photo of a {}", "a {} on the beach")
 QUICK = {"prompts": PROMPTS, "steps": 2, "guidance": 3.0, "size": 64, "progress": False}
@@ -24,8 +25,8 @@ QUICK = {"prompts": PROMPTS, "steps": 2, "guidance": 3.0, "size": 64, "progress"
 FUSIONS = {
     "weight": lambda base, concepts, **kw: weight_fusion(base, concepts, **kw),
     "closed form": lambda base, concepts, **kw: gradient_fusion(base, concepts, **{**QUICK, **kw}),
-    "constrained": lambda base, concepts, **kw: fusion.constrained_fusion(base, concepts, progress=False, **kw),
-    "peft cat": lambda base, concepts, **kw: fusion.peft_fusion(base, concepts, method="cat", **kw),
+    "constrained": lambda base, concepts, **kw: rivals.constrained_fusion(base, concepts, progress=False, **kw),
+    "peft cat": lambda base, concepts, **kw: rivals.peft_fusion(base, concepts, method="cat", **kw),
 }
 
 
@@ -335,21 +336,21 @@ def test_every_method_keeps_its_inputs_and_ignores_their_order(tiny_base, pair, 
 def test_peft_cat_is_the_sum_and_linear_is_not(tiny_base, pair):
     summed = weights_of(weight_fusion(tiny_base, pair, normalise=False))
     gap = {
-        m: far(fusion.peft_fusion(tiny_base, pair, m), weight_fusion(tiny_base, pair, normalise=False))
+        m: far(rivals.peft_fusion(tiny_base, pair, m), weight_fusion(tiny_base, pair, normalise=False))
         for m in ("cat", "linear", "svd")
     }
     assert gap["cat"] < 1e-5 < 0.05 < gap["linear"] and gap["svd"] > 0.01  # rank 2 of 4 is not enough
     assert len(summed) == len(weights_of(tiny_base))
-    whole = fusion.peft_fusion(tiny_base, pair, "svd", svd_rank=4)
+    whole = rivals.peft_fusion(tiny_base, pair, "svd", svd_rank=4)
     assert far(whole, weight_fusion(tiny_base, pair, normalise=False)) < 1e-4
-    averaged = fusion.peft_fusion(tiny_base, pair, "cat", weights=[0.5, 0.5])
+    averaged = rivals.peft_fusion(tiny_base, pair, "cat", weights=[0.5, 0.5])
     assert far(averaged, weight_fusion(tiny_base, pair)) < 1e-5
 
 
 def test_peft_dare_is_seeded_and_ties_of_all_entries_agrees_by_hand(tiny_base, pair):
-    drawn = [fusion.peft_fusion(tiny_base, pair, "dare_linear", seed=s) for s in (1, 1, 2)]
+    drawn = [rivals.peft_fusion(tiny_base, pair, "dare_linear", seed=s) for s in (1, 1, 2)]
     assert far(drawn[0], drawn[1]) == 0 < far(drawn[0], drawn[2])
-    merged = fusion.peft_fusion(tiny_base, pair, "ties", density=1.0).report.factors["unet"]
+    merged = rivals.peft_fusion(tiny_base, pair, "ties", density=1.0).report.factors["unet"]
     name = next(iter(merged))
     for side in (0, 1):  # nothing is trimmed: per entry, the mean of those who have the sign of the sum
         both = torch.stack([c.lora["unet"][name][side] for c in pair])
@@ -363,11 +364,11 @@ def test_what_peft_refuses_is_one_sentence(tiny_base, pair):
         pair[1], lora={net: {n: (d[:1], u[:, :1]) for n, (d, u) in f.items()} for net, f in pair[1].lora.items()}
     )
     with pytest.raises(ValueError, match=r"'ties' \(ranks 2, 1\)"):
-        fusion.peft_fusion(tiny_base, [pair[0], thin], "ties")
+        rivals.peft_fusion(tiny_base, [pair[0], thin], "ties")
     with pytest.raises(ValueError, match="cannot merge these concepts by 'stew'"):
-        fusion.peft_fusion(tiny_base, pair, "stew")
+        rivals.peft_fusion(tiny_base, pair, "stew")
     total = weight_fusion(tiny_base, [pair[0], thin], normalise=False)
-    assert far(fusion.peft_fusion(tiny_base, [pair[0], thin], "cat"), total) < 1e-5
+    assert far(rivals.peft_fusion(tiny_base, [pair[0], thin], "cat"), total) < 1e-5
 
 
 def whole_updates(concept, base):
@@ -380,7 +381,7 @@ def whole_updates(concept, base):
 def test_custom_diffusions_constraint_is_met_exactly(tiny_base, pair, whole):
     """Second way: run both models' own layers on the context at the concept's words."""
     concepts = [whole_updates(c, tiny_base) for c in pair] if whole else pair
-    model = fusion.constrained_fusion(tiny_base, concepts, progress=False)
+    model = rivals.constrained_fusion(tiny_base, concepts, progress=False)
     averaged = weight_fusion(tiny_base, concepts)
     layers = {name: i for i, name in enumerate(tiny_base.layers)}
     for concept in concepts:
@@ -403,9 +404,9 @@ def test_custom_diffusions_constraint_is_met_exactly(tiny_base, pair, whole):
 def test_constraints_that_contradict_each_other_are_told(tiny_base, pair):
     first = [replace(c, words=(), embeddings={}, phrase="", fingerprint="") for c in pair]
     with pytest.warns(UserWarning, match="is not met, because other concepts"):
-        fusion.constrained_fusion(tiny_base, first, progress=False)
+        rivals.constrained_fusion(tiny_base, first, progress=False)
     with pytest.raises(ValueError, match="do not fit into text features of width 32: give fewer prompts"):
-        fusion.constrained_fusion(tiny_base, pair, prompts=[f"a {w} {{}}" for w in "abcdefghijkl"], progress=False)
+        rivals.constrained_fusion(tiny_base, pair, prompts=[f"a {w} {{}}" for w in "abcdefghijkl"], progress=False)
 
 
 @pytest.mark.parametrize("settings", [{}, {"solver": "lbfgs", "iterations": (5, 5, 5)}, {"span": True}])

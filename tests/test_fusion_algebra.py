@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mixofshow_lite.fusion import algebra
-from mixofshow_lite.fusion.grams import Statistics, joined
-from mixofshow_lite.fusion.ridge import leave_one_out
+from mixofshow_lite.engine.fusion import algebra
+from mixofshow_lite.engine.fusion.grams import Statistics, joined
+from mixofshow_lite.engine.fusion.ridge import leave_one_out
 
 D_IN, D_OUT, RANK = 12, 10, 2
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mixofshow_lite import layerwise
-from mixofshow_lite.concept import bind
-from mixofshow_lite.layerwise import QuickAttention, beginnings, encode
-from mixofshow_lite.lora import core
+from mixofshow_lite.engine import layerwise
+from mixofshow_lite.engine.layerwise import QuickAttention, beginnings, encode
+from mixofshow_lite.engine.lora import core
+from mixofshow_lite.files.concept import bind
 
 WORDS = ["<a1>", "<a2>"]
 PROMPTS = ["a photo of a <a1> <a2> on the beach", "a photo of a <a1> cat", "a photo of a red cat", "<a2>"]

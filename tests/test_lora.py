@@ -5,7 +5,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch import nn
 
-from mixofshow_lite import lora
+from mixofshow_lite.engine import lora
 
 
 def test_every_attention_linear_of_both_networks_and_nothing_else(tiny_base):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixofshow_lite import resources
+from mixofshow_lite.files import resources
 
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "pyproject.toml").is_file():
@@ -121,7 +121,7 @@ def test_the_wheel_works_alone(tmp_path):
         archive.extractall(site)
         assert "LICENSE" in {Path(name).name for name in archive.namelist()}
     code = (
-        "import mixofshow_lite as mos, sys; from mixofshow_lite.resources import concepts_dir, data_dir;"
+        "import mixofshow_lite as mos, sys; from mixofshow_lite.files.resources import concepts_dir, data_dir;"
         "assert data_dir().is_relative_to(sys.argv[1]), data_dir();"
         "base = mos.load_base('pocket'); found = sorted(concepts_dir().glob('*/metadata.jsonl'));"
         "assert len(found) >= 14; mos.ConceptData(found[0].parent);"

@@ -233,8 +233,8 @@ def test_word_length_tunes_and_compares_at_each_limit(tiny_base, toys, tmp_path,
     import math
     from dataclasses import replace
 
+    from mixofshow_lite.engine.recipes import RECIPES
     from mixofshow_lite.paper import everything, observations
-    from mixofshow_lite.recipes import RECIPES
 
     asked, real = {}, observations.tuned
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mixofshow_lite import ConceptData
-from mixofshow_lite.evaluation import Scorer
+from mixofshow_lite.engine.evaluation import Scorer
 from mixofshow_lite.paper import Study, difference, everything, saved, study, sweep
 
 
@@ -285,7 +285,7 @@ def test_a_rate_of_what_is_not_tuned_is_not_tried():
 
 
 def test_asked_places_are_in_no_caption_of_the_shipped_concepts():
-    from mixofshow_lite.resources import concepts_dir
+    from mixofshow_lite.files.resources import concepts_dir
 
     for scene, light in sweep.ASKED:
         ending = sweep.prompt_at("<TOK>", scene, light).removeprefix("a <TOK> ")

@@ -9,8 +9,8 @@ from PIL import Image
 from tiny import make_concept
 
 import mixofshow_lite as mos
-from mixofshow_lite.widgets import panel, playground
-from mixofshow_lite.widgets.playground import Frame, Playground, choose, render
+from mixofshow_lite.course.widgets import panel, playground
+from mixofshow_lite.course.widgets.playground import Frame, Playground, choose, render
 
 QUICK = {"steps": 1, "prompts": ["a {}"], "guidance": 1.0}  # of gradient fusion
 

@@ -14,8 +14,9 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 
 import mixofshow_lite as mos
-from mixofshow_lite.pocket import anatomy, data, muon, pretrain, tokens, world
+from mixofshow_lite.pocket import world
 from mixofshow_lite.pocket.captions import caption
+from mixofshow_lite.pocket.train import anatomy, data, muon, pretrain, tokens
 
 
 @pytest.fixture(autouse=True)

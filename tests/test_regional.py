@@ -2,14 +2,14 @@
 
 import math
 
+import bench_regions
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mixofshow_lite import bench_regions
-from mixofshow_lite.layerwise import cross_attention
-from mixofshow_lite.regional import (
+from mixofshow_lite.engine.layerwise import cross_attention
+from mixofshow_lite.engine.regional import (
     Region,
     RegionAttention,
     parse_regions,

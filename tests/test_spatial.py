@@ -14,11 +14,13 @@ from diffusers import (
 )
 from PIL import Image
 
-from mixofshow_lite import load_base, spatial
-from mixofshow_lite.layerwise import cross_attention
-from mixofshow_lite.pocket import adapters, conditions, data, world
-from mixofshow_lite.regional import Region, regional_attention
-from mixofshow_lite.spatial import load_adapter, spatial_control
+from mixofshow_lite import load_base
+from mixofshow_lite.engine import spatial
+from mixofshow_lite.engine.layerwise import cross_attention
+from mixofshow_lite.engine.regional import Region, regional_attention
+from mixofshow_lite.engine.spatial import load_adapter, spatial_control
+from mixofshow_lite.pocket import conditions, world
+from mixofshow_lite.pocket.train import adapters, data
 
 GLOBAL, LEFT, RIGHT = "two on the beach", "a red cat", "a blue dog in the forest"
 REGIONS = [Region(LEFT, box=(0, 0, 0.5, 1)), Region(RIGHT, box=(0.5, 0, 1, 1), negative_prompt=LEFT)]
@@ -172,7 +174,7 @@ def test_adapters_load_by_folder_and_name(tmp_path, adapter, controlnet, monkeyp
     controlnet.save_pretrained(tmp_path / "net")
     found = load_adapter(tmp_path / "net", device="cpu")
     assert isinstance(found, ControlNetModel)
-    monkeypatch.setattr("mixofshow_lite.resources.pocket_dir", lambda: tmp_path / "pocket")
+    monkeypatch.setattr("mixofshow_lite.files.resources.pocket_dir", lambda: tmp_path / "pocket")
     loaded = load_adapter("pocket-sketch", device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), adapter.parameters(), strict=True))
     with pytest.raises(FileNotFoundError, match="adapters keypose"):

@@ -17,15 +17,15 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.activations import QuickGELUActivation
 
 import mixofshow_lite as mos
-from mixofshow_lite import parallel, tuning, wording
-from mixofshow_lite.base import denoising_loss, draw_noise
-from mixofshow_lite.checkpoint import Checkpoint
-from mixofshow_lite.layerwise import cross_attention
-from mixofshow_lite.lora import core
-from mixofshow_lite.recipes import FREEZE_NORM
-from mixofshow_lite.resources import data_dir
-from mixofshow_lite.tuning import RECIPES, Recipe, recipe_for, tune
-from mixofshow_lite.views import prepare
+from mixofshow_lite.engine import parallel, tuning, wording
+from mixofshow_lite.engine.checkpoint import Checkpoint
+from mixofshow_lite.engine.layerwise import cross_attention
+from mixofshow_lite.engine.lora import core
+from mixofshow_lite.engine.recipes import FREEZE_NORM
+from mixofshow_lite.engine.tuning import RECIPES, Recipe, recipe_for, tune
+from mixofshow_lite.engine.views import prepare
+from mixofshow_lite.files.resources import data_dir
+from mixofshow_lite.model import denoising_loss, draw_noise
 
 FAST = {"batch": 2, "background": 1.0}
 
@@ -122,7 +122,7 @@ def sd15():
 )
 def test_counts_on_stable_diffusion(sd15, name, tensors, text, unet, words):
     """What each recipe trains on SD 1.5; for ED-LoRA the official 354 tensors and 1,116,672 floats."""
-    from mixofshow_lite import lora
+    from mixofshow_lite.engine import lora
 
     model = SimpleNamespace(unet=lora.share(sd15[0]).requires_grad_(False), text_encoder=lora.share(sd15[1]))
     model.text_encoder.requires_grad_(False)
@@ -382,7 +382,7 @@ sys.path.insert(0, sys.argv[3])
 from dataclasses import replace
 import torch
 import mixofshow_lite as mos
-from mixofshow_lite import tuning
+from mixofshow_lite.engine import tuning
 from test_tuning import FAST, RECIPES, descent
 torch.set_num_threads(1)
 tuning.make_optimizer = descent

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mixofshow_lite import views
-from mixofshow_lite.recipes import RECIPES
+from mixofshow_lite.engine import views
+from mixofshow_lite.engine.recipes import RECIPES
 
 RECIPE = RECIPES["ed_lora"]
 

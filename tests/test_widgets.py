@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixofshow_lite.regional import Region
-from mixofshow_lite.widgets import render_regions, sampling, scene
+from mixofshow_lite.course.widgets import render_regions, sampling, scene
+from mixofshow_lite.engine.regional import Region
 
 SQUARE = (256, 256)
 
@@ -257,7 +257,7 @@ def test_draw_works_with_a_real_model_and_leaves_it_alone(tiny_base):
 @pytest.fixture
 def canvas():
     pytest.importorskip("anywidget", reason="pip install '.[lab]'")
-    from mixofshow_lite.widgets import RegionCanvas
+    from mixofshow_lite.course.widgets import RegionCanvas
 
     made = RegionCanvas(Toy(), prompt="two friends", steps=4)
     made.sent = []
@@ -393,7 +393,7 @@ def test_a_failing_model_is_reported_and_the_canvas_lives(canvas):
 
 
 def test_history_restores_and_is_bounded(canvas):
-    from mixofshow_lite.widgets.canvas import HISTORY
+    from mixofshow_lite.course.widgets.canvas import HISTORY
 
     for seed in range(HISTORY + 2):
         canvas.seed, canvas.prompt = seed, f"prompt {seed}"
@@ -421,7 +421,7 @@ def test_an_unlocked_seed_changes_and_a_locked_one_stays(canvas):
 
 def test_a_canvas_without_a_model_paints_only():
     pytest.importorskip("anywidget", reason="pip install '.[lab]'")
-    from mixofshow_lite.widgets import RegionCanvas
+    from mixofshow_lite.course.widgets import RegionCanvas
 
     canvas = RegionCanvas(size=(96, 64))
     with pytest.raises(ValueError, match="no model"):

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixofshow_lite.pocket import data, scenes, world
+from mixofshow_lite.pocket import scenes, world
 from mixofshow_lite.pocket.captions import COUNTS, PLACES, TIMES, caption
+from mixofshow_lite.pocket.train import data
 from mixofshow_lite.pocket.world import ACCESSORIES, CHARACTERS, CLASSES, COLORS, EXPRESSIONS, LIGHTS, OBJECTS, SCENES
 
 GOLDEN = Path(__file__).with_name("golden")

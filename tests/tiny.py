@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from mixofshow_lite import lora
-from mixofshow_lite.concept import Concept
+from mixofshow_lite.engine import lora
+from mixofshow_lite.files.concept import Concept
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = "a photo of the red blue cat dog rabbit robot on in and beach forest".split()

@@ -1,8 +1,8 @@
 """A CLIP of our own format with random weights, for tests that only need one to be there."""
 
-from mixofshow_lite.evaluation import folder_tokenizer
-from mixofshow_lite.pocket import clip
-from mixofshow_lite.pocket.tokens import build_tokenizer
+from mixofshow_lite.engine.evaluation import folder_tokenizer
+from mixofshow_lite.pocket.train import clip
+from mixofshow_lite.pocket.train.tokens import build_tokenizer
 
 
 def build_clip(folder):

@@ -7,9 +7,9 @@ the tuned look-alikes to data/tuned, for the notebooks.
 import argparse
 from pathlib import Path
 
-from ..base import load_base
-from ..data import ConceptData
-from ..resources import concepts_dir
+from ..files.data import ConceptData
+from ..files.resources import concepts_dir
+from ..model import load_base
 from . import everything, sweep
 
 

@@ -38,15 +38,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from ..base import DiffusionModel
-from ..data import ConceptData
-from ..evaluation import Scorer, load_scorer
-from ..fusion import gradient_fusion
-from ..fusion.settings import default_ridge
+from ..engine.evaluation import Scorer, load_scorer
+from ..engine.fusion import gradient_fusion
+from ..engine.fusion.settings import default_ridge
+from ..engine.spatial import load_adapter
+from ..files.data import ConceptData
+from ..model import DiffusionModel
 from ..pocket import conditions, world
-from ..pocket.bars import rate
 from ..pocket.captions import article, full_name
-from ..spatial import load_adapter
+from ..pocket.train.bars import rate
 from .casts import Cast, concept_casts, drawn, word_casts
 from .observations import about
 from .study import Study, difference, tuned

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from ..data import ConceptData
+from ..engine.regional import Region, side_by_side
+from ..files.data import ConceptData
 from ..pocket import conditions, world
 from ..pocket.captions import COUNTS, PLACES, full_name
 from ..pocket.concepts import subject as look_of
-from ..regional import Region, side_by_side
 
 TALLEST = {1: 0.84, 2: 0.62, 3: 0.46}  # subjects of the world's pictures of one, two and three
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from ..base import DiffusionModel
-from ..checkpoint import Checkpoint
-from ..data import ConceptData
-from ..evaluation import Scorer
-from ..formats.folder import strip
-from ..recipes import RECIPES, Recipe
-from ..resources import data_dir
-from ..tuning import sample_strip
+from ..engine.checkpoint import Checkpoint
+from ..engine.evaluation import Scorer
+from ..engine.recipes import RECIPES, Recipe
+from ..engine.tuning import sample_strip
+from ..files.data import ConceptData
+from ..files.folder import strip
+from ..files.resources import data_dir
+from ..model import DiffusionModel
 from .binding import binding
 from .fusion_sweep import GROUPS, OPTIONS, fusion_sweep
 from .fusions import WAYS, observation_3

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..base import DiffusionModel
-from ..data import ConceptData
-from ..evaluation import Scorer, image_scores, load_scorer
-from ..fusion import DRIFT_PROMPTS, drift, gradient_fusion, weight_fusion
-from ..fusion.settings import default_ridge
+from ..engine.evaluation import Scorer, image_scores, load_scorer
+from ..engine.fusion import DRIFT_PROMPTS, drift, gradient_fusion, weight_fusion
+from ..engine.fusion.settings import default_ridge
+from ..files.data import ConceptData
+from ..model import DiffusionModel
 from .observations import GROUPS, about, identified
 from .study import Study, difference, tuned
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..base import DiffusionModel
-from ..data import ConceptData
-from ..evaluation import Scorer, image_scores, load_scorer
-from ..fusion import gradient_fusion, weight_fusion
+from ..engine.evaluation import Scorer, image_scores, load_scorer
+from ..engine.fusion import gradient_fusion, weight_fusion
+from ..files.data import ConceptData
+from ..model import DiffusionModel
 from .observations import LOOK_ALIKES, about, grid_figure, identified
 from .study import Study, difference, tuned
 

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..base import DiffusionModel
-from ..data import ConceptData
-from ..evaluation import Scorer, image_scores, load_scorer
-from ..fusion import constrained_fusion, gradient_fusion, peft_fusion, weight_fusion
+from ..engine.evaluation import Scorer, image_scores, load_scorer
+from ..engine.fusion import gradient_fusion, weight_fusion
+from ..files.data import ConceptData
+from ..model import DiffusionModel
+from ..rivals import constrained_fusion, peft_fusion
 from .fusions import PROMPTS, SEED
 from .observations import about, identified
 from .study import Study, difference, tuned

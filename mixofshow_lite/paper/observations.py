@@ -16,12 +16,12 @@ from itertools import product
 import numpy as np
 from PIL import Image
 
-from ..base import DiffusionModel
-from ..concept import Concept
-from ..data import ConceptData
-from ..evaluation import Scorer, image_scores, load_scorer
-from ..recipes import FREEZE_NORM, RECIPES, Recipe
-from ..wording import spread
+from ..engine.evaluation import Scorer, image_scores, load_scorer
+from ..engine.recipes import FREEZE_NORM, RECIPES, Recipe
+from ..engine.wording import spread
+from ..files.concept import Concept
+from ..files.data import ConceptData
+from ..model import DiffusionModel
 from .study import Difference, Study, difference, tuned
 
 EMBEDDINGS = ("textual_inversion", "p_plus")

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..base import DiffusionModel
-from ..concept import Concept
-from ..data import ConceptData
-from ..tuning import Recipe, tune
+from ..engine.tuning import Recipe, tune
+from ..files.concept import Concept
+from ..files.data import ConceptData
+from ..model import DiffusionModel
 
 
 @dataclass

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base import DiffusionModel
-from ..data import ConceptData
-from ..evaluation import Scorer, choose, image_scores, load_scorer, text_scores
+from ..engine.evaluation import Scorer, choose, image_scores, load_scorer, text_scores
+from ..engine.recipes import RECIPES, Recipe
+from ..files.data import ConceptData
+from ..model import DiffusionModel
 from ..pocket.captions import PLACES, TIMES
-from ..recipes import RECIPES, Recipe
 from .everything import Clock, TimeUp
 from .observations import FREEZE_NORMS
 from .study import number, tuned

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-WIDGETS = Path(__file__).parents[2] / "mixofshow_lite" / "widgets"
+WIDGETS = Path(__file__).parents[2] / "mixofshow_lite" / "course" / "widgets"
 SLOW = float(os.environ.get("SLOW", 1))
 MODEL = """
 class Model {

@@ -24,7 +24,7 @@ CELL = """
 import time
 import numpy as np
 from PIL import Image
-from mixofshow_lite.widgets import RegionCanvas
+from mixofshow_lite.course.widgets import RegionCanvas
 
 class Toy:
     size, pause = (128, 128), 0.05

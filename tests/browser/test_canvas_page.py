@@ -343,7 +343,7 @@ def test_export_and_import(open_canvas, tmp_path):
         canvas.page.get_by_role("button", name="Export regions").click()
     download.value.save_as(tmp_path / "regions.json")
     document = json.loads((tmp_path / "regions.json").read_text("utf-8"))
-    scene = pytest.importorskip("mixofshow_lite.widgets.scene")
+    scene = pytest.importorskip("mixofshow_lite.course.widgets.scene")
     settings, entries = scene.from_json((tmp_path / "regions.json").read_bytes(), (256, 256))
     assert entries == canvas.regions == document["regions"]
     assert settings == {"prompt": "two friends", "negative_prompt": "", "seed": 3, "steps": 25}

@@ -1,0 +1,148 @@
+"""What the notebooks share: one set-up line, labelled picture grids, the library's own source, exercise checks.
+
+Nothing in the library imports this module. A notebook starts with
+
+    from mixofshow_lite import course
+    kit = course.setup()
+
+and runs on the pocket model or, with MIXOFSHOW_BASE=sd15 in the environment, on Stable Diffusion 1.5: what differs
+between the two is in the `Kit`.
+"""
+
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..engine.evaluation import Scorer, load_scorer
+from ..files.concept import slug
+from ..files.resources import concepts_dir, data_dir
+from ..model import DiffusionModel, load_base
+from . import exercises
+
+
+@dataclass
+class Kit:
+    """What a notebook works with."""
+
+    base: DiffusionModel  # the model everything starts from
+    steps: int  # denoising steps of a picture
+    size: int  # of a picture, in pixels
+    concepts: Path  # folder of the shipped concepts, drawn at that size
+    tuned: Path  # folder of tuned concepts: on Pocket Diffusion the shipped ones, else where notebooks keep theirs
+    results: Path  # folder of the saved results that long cells fall back to
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The CLIP that reads this base's pictures (4.1); loaded when it is first asked for."""
+        return load_scorer("pocket" if self.base.base_id.startswith("pocket") else "sd15")
+
+    def __repr__(self) -> str:
+        return f"Kit({self.base.base_id}, {self.size} px, {self.steps} steps, {self.base.device})"
+
+
+def setup(base: str | None = None) -> Kit:
+    """Load the base, quieten the rest and say in one line what runs where.
+
+    `base` is "pocket" (the default), "sd15", a folder or a hub id; the environment variable MIXOFSHOW_BASE says the
+    same for a whole session. Raises what `load_base` raises.
+    """
+    import matplotlib.pyplot as plt
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of reading weights, which takes a second
+    base = base or os.environ.get("MIXOFSHOW_BASE", "pocket")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "axes.spines.top": False, "axes.spines.right": False,
+                         "axes.titlesize": 10, "font.size": 9, "figure.constrained_layout.use": True})  # fmt: skip
+    small_figures()
+    model = load_base(base)
+    size = model.size[0]
+    own = model.base_id.startswith("pocket")
+    tuned = data_dir() / "tuned" if own else Path("out") / f"tuned-{slug(model.base_id)}"
+    kit = Kit(model, 25, size, concepts_at(size), tuned, data_dir() / "results")
+    where = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{model.base_id}: {size} px pictures, {len(model.layers)} cross-attention layers, on {where}")
+    print(f"torch {torch.__version__.split('+')[0]}, Python {sys.version_info.major}.{sys.version_info.minor}")
+    return kit
+
+
+def small_figures() -> None:
+    """In a notebook, figures are kept as JPEG: a third of PNG's size for pictures, so that notebooks stay small."""
+    try:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    if get_ipython() is not None:
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 60})
+
+
+def concepts_at(size: int) -> Path:
+    """The shipped concepts at the model's picture size: 128 px ship, others are drawn once into out/concepts-<size>."""
+    shipped = concepts_dir()
+    first = next(iter(sorted(shipped.glob("*/00.png"))), None)
+    if first is None or Image.open(first).width == size:
+        return shipped
+    from ..pocket import concepts
+
+    folder = Path("out") / f"concepts-{size}"
+    for name in concepts.CONCEPTS:
+        if not (folder / name / "metadata.jsonl").exists():
+            concepts.write(name, folder, size)
+    return folder
+
+
+def show(
+    rows: Sequence | Mapping[str, Sequence], titles: Sequence[str] = (), width: float = 1.35, suptitle: str = ""
+) -> None:
+    """Show pictures as a labelled grid: a list is one row, a dict has one row per label, `titles` head the columns.
+
+    Pictures are PIL pictures, arrays or tensors (h, w) or (h, w, 3); arrays of one channel are drawn as heat maps.
+    `width` is that of a picture in inches.
+    """
+    import matplotlib.pyplot as plt
+
+    table = dict(rows) if isinstance(rows, Mapping) else {"": list(rows)}
+    columns = max(len(row) for row in table.values())
+    margin = 0.075 * max(len(label) for label in table)
+    size = width * columns + margin, (width + 0.05) * len(table) + 0.25 * bool(titles)
+    figure, axes = plt.subplots(len(table), columns, squeeze=False, figsize=size)
+    for line, (label, row) in zip(axes, table.items(), strict=True):
+        for ax in line:
+            ax.set_axis_off()
+        for ax, picture in zip(line, row, strict=False):
+            ax.imshow(picture if isinstance(picture, Image.Image) else np.asarray(picture), interpolation="nearest")
+        line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center")
+    for ax, title in zip(axes[0], titles, strict=False):
+        ax.set_title(title)
+    if suptitle:
+        figure.suptitle(suptitle)
+    plt.show()
+
+
+def show_source(*things: Callable) -> None:
+    """Show the library's own source of functions or classes: the library is the answer key."""
+    from IPython.display import Code, display
+
+    for thing in things:
+        module = inspect.getmodule(thing)
+        print(f"# {module.__name__.replace('.', '/')}.py")
+        display(Code(inspect.getsource(thing), language="python"))
+
+
+def check(number: str, answer, *more) -> None:
+    """Check an answer to exercise `number` (a function or a value): says well done, or what is probably wrong."""
+    function = exercises.find(number)
+    if answer is None or answer is ... or answer is NotImplemented:
+        raise AssertionError(f"Exercise {number} is still empty: write your answer above, then run the cell again.")
+    function(answer, *more)
+    print(f"✓ Exercise {number}: right.")

@@ -1,0 +1,163 @@
+"""The LoRA-weight slider (paper Fig. 3): turn alpha in Phi_0 + alpha dPhi and watch where an identity comes from.
+
+    frames = alpha_frames(base, concepts, alphas)    precomputed: alpha -> label -> picture
+    render(frames, 0.35)                             the pictures at one alpha; pure
+    strip(frames)                                    all of them, for readers without a front end; pure
+    AlphaSlider(frames)                              the widget, in ipywidgets 7.7 and 8
+
+Nothing is drawn while the slider moves, so that it answers at once.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ...files.concept import Concept
+from ...model import DiffusionModel
+from .panel import Panel
+from .sampling import to_bytes
+
+Frames = Mapping[float, Mapping[str, Image.Image]]  # alpha -> label -> picture
+ALPHAS = (0.0, 0.35, 0.7, 1.0)  # Fig. 3's ends, and two between
+INK, FAINT, MARK, PAPER = (30, 32, 36), (205, 208, 214), (196, 48, 64), (255, 255, 255)
+GAP, LABEL, DIAL, EDGE = 4, 18, 34, 14  # pixels: between pictures, above them, below them, beside the dial
+
+
+def alpha_frames(
+    base: DiffusionModel,
+    concepts: Mapping[str, Concept] | Sequence[Concept],
+    alphas: Sequence[float] = ALPHAS,
+    prompt: str = "photo of a {}",
+    seed: int = 0,
+    steps: int = 25,
+) -> dict[float, dict[str, Image.Image]]:
+    """One picture per concept and alpha, all from the same noise: alpha -> label -> picture.
+
+    Labels are the mapping's keys, or the concepts' names. Raises ValueError where two concepts have one name.
+    """
+    named = dict(concepts) if isinstance(concepts, Mapping) else {concept.name: concept for concept in concepts}
+    if len(named) != len(concepts):
+        raise ValueError("Two concepts have the same name: give a dict of label -> concept.")
+    frames: dict[float, dict[str, Image.Image]] = {float(alpha): {} for alpha in sorted(alphas)}
+    for label, concept in named.items():
+        for alpha, row in frames.items():
+            model = base.with_concept(concept, alpha)
+            text = prompt.format(concept.phrase)
+            row[label] = model.sample(text, seed=seed, steps=steps, progress=False)[0]
+    return frames
+
+
+def render(frames: Frames, alpha: float) -> Image.Image:
+    """The pictures at the alpha nearest to the one asked for, labelled, over a dial that shows where it stands.
+
+    Pure: the same arguments give the same pixels. Raises ValueError on frames or an alpha that make no sense.
+    """
+    frames = checked(frames)
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha={alpha} is no LoRA weight: give a number, 0 for the words alone, 1 for the concept.")
+    alpha = nearest(frames, alpha)
+    row = labelled(frames[alpha])
+    whole = Image.new("RGB", (row.width, row.height + DIAL), PAPER)
+    whole.paste(row)
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(size=11)
+    y, low, high = row.height + 10, min(frames), max(frames)
+
+    def x(value: float) -> float:
+        return EDGE + (value - low) / ((high - low) or 1) * (row.width - 2 * EDGE)
+
+    draw.line((x(low), y, x(high), y), fill=FAINT, width=2)
+    for known in frames:
+        chosen = known == alpha
+        r = 6 if chosen else 3
+        draw.ellipse((x(known) - r, y - r, x(known) + r, y + r), fill=MARK if chosen else FAINT)
+        draw.text((x(known), y + 8), f"{known:g}", fill=INK, font=font, anchor="ma")
+    return whole
+
+
+def nearest(frames: Frames, alpha: float) -> float:
+    """The frames' alpha that is nearest; of two, the lower."""
+    return min(frames, key=lambda known: (abs(known - alpha), known))
+
+
+def strip(frames: Frames) -> Image.Image:
+    """Every alpha's pictures in a row of their own, the alpha written before it."""
+    frames = checked(frames)
+    margin, font = 40, ImageFont.load_default(size=11)
+    rows = [labelled(pictures, titles=i == 0) for i, pictures in enumerate(frames.values())]
+    height = sum(row.height for row in rows) + GAP * (len(rows) - 1)
+    whole = Image.new("RGB", (margin + max(row.width for row in rows), height), PAPER)
+    draw, top = ImageDraw.Draw(whole), 0
+    for i, (alpha, row) in enumerate(zip(frames, rows, strict=True)):
+        whole.paste(row, (margin, top))
+        middle = top + (row.height + (0 if i else LABEL)) / 2
+        draw.text((margin - 6, middle), f"{alpha:g}", fill=INK, font=font, anchor="rm")
+        top += row.height + GAP
+    return whole
+
+
+def labelled(pictures: Mapping[str, Image.Image], titles: bool = True) -> Image.Image:
+    """Pictures side by side with their labels above."""
+    top = LABEL if titles else 0
+    height = max(p.height for p in pictures.values())
+    width = sum(p.width for p in pictures.values()) + GAP * (len(pictures) - 1)
+    whole = Image.new("RGB", (width, top + height), PAPER)
+    draw, font, left = ImageDraw.Draw(whole), ImageFont.load_default(size=11), 0
+    for label, picture in pictures.items():
+        whole.paste(picture.convert("RGB"), (left, top))
+        if titles:
+            draw.text((left + picture.width / 2, 3), label, fill=INK, font=font, anchor="ma")
+        left += picture.width + GAP
+    return whole
+
+
+def checked(frames: Frames) -> dict[float, Mapping[str, Image.Image]]:
+    """The frames in the order of alpha; ValueError unless every alpha has the same labels, at least one."""
+    labels = {tuple(pictures) for pictures in frames.values()}
+    if len(labels) != 1 or labels == {()}:
+        raise ValueError("Frames need at least one alpha, and for every alpha one picture per label, in one order.")
+    return {alpha: frames[alpha] for alpha in sorted(frames)}
+
+
+class AlphaSlider(Panel):
+    """A slider over frames: leave it as the last line of a cell.
+
+        slider = AlphaSlider(alpha_frames(base, concepts))
+        slider.alpha = 0.35     # as if it were moved; snaps to the nearest frame
+
+    Where no front end can show it (a page on GitHub, a run without a browser, no ipywidgets) there is a strip of all
+    frames instead. Raises ValueError as `render` does.
+    """
+
+    def __init__(self, frames: Frames, alpha: float = 0.0):
+        self.frames = checked(frames)
+        self.alpha = alpha
+
+    @property
+    def alpha(self) -> float:
+        """The alpha shown, one of the frames'."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self.picture = render(self.frames, value)
+        self._alpha = nearest(self.frames, value)
+        if self._view is not None:
+            slider, image = self._view.children
+            slider.value, image.value = self._alpha, to_bytes(self.picture)
+
+    def figure(self) -> Image.Image:
+        """The static picture: every frame."""
+        return strip(self.frames)
+
+    def build(self):
+        import ipywidgets
+
+        options = [(f"{alpha:g}", alpha) for alpha in self.frames]
+        slider = ipywidgets.SelectionSlider(options=options, value=self.alpha, description="LoRA weight")
+        slider.observe(lambda change: setattr(self, "alpha", change["new"]), names="value")
+        return ipywidgets.VBox([slider, ipywidgets.Image(value=to_bytes(self.picture), format="png")])
+
+    def __repr__(self) -> str:
+        labels = ", ".join(next(iter(self.frames.values())))
+        return f"AlphaSlider({labels}; alpha {', '.join(f'{alpha:g}' for alpha in self.frames)})"

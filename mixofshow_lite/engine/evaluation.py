@@ -1,0 +1,177 @@
+"""Evaluation (paper 4.3): text-alignment and image-alignment, both cosines in the space of a CLIP model.
+
+    text-alignment    w * max(cos(E_image(x), E_text(prompt)), 0), w = 2.5 (CLIPScore), concept words read as the class
+    image-alignment   mean over pairs of max(cos(E_image(x), E_image(reference)), 0)
+
+The paper's CLIP is ViT-B/32, prompts begin with "A photo depicts ", 20 prompts x 50 seeds per concept. For the pocket
+base the CLIP is Pocket CLIP (see `pocket.clip`), whose vocabulary has no such opening; both are open_clip models behind
+one `Scorer`. Only numbers measured with the same scorer can be compared.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..files.resources import pocket_dir
+
+CLIPSCORE_WEIGHT = 2.5  # w of CLIPScore, as the official evaluation has it
+HUB_CLIP = ("ViT-B-32", "openai")  # open_clip's name of the paper's CLIP
+HUB_OPENING = "A photo depicts "
+
+
+@dataclass(eq=False)  # two are the same only if they are one object, so that features can be kept per scorer
+class Scorer:
+    """A CLIP model that reads pictures and prompts."""
+
+    name: str  # what was asked for: "pocket", "sd15" or a folder
+    model: torch.nn.Module  # open_clip's CLIP
+    preprocess: object  # PIL image -> (3, size, size)
+    tokenize: object  # list of prompts -> (B, N) token ids
+    opening: str = ""  # written before every prompt
+    device: str = "cpu"
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[Image.Image], batch: int = 64) -> Tensor:
+        """Unit-length features (n, D) of PIL pictures of any size."""
+        images = _pictures(images)
+        rows = []
+        for start in range(0, len(images), batch):
+            pixels = torch.stack([self.preprocess(i.convert("RGB")) for i in images[start : start + batch]])
+            rows.append(self.model.encode_image(pixels.to(self.device), normalize=True).float().cpu())
+        return torch.cat(rows)
+
+    @torch.inference_mode()
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """Unit-length features (n, D) of prompts."""
+        ids = self.tokenize([self.opening + p for p in prompts]).to(self.device)
+        return self.model.encode_text(ids, normalize=True).float().cpu()
+
+
+def load_scorer(model: "str | Path | Scorer | None" = None, device: str | None = None) -> Scorer:
+    """The CLIP that reads: None or "pocket", "sd15" (ViT-B/32, from the hub), an open_clip folder, or a Scorer itself.
+
+    Raises ImportError when open_clip is not installed, FileNotFoundError for a missing folder, ConnectionError without
+    network.
+    """
+    if isinstance(model, Scorer):
+        return model
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return _load(str(model or "pocket"), device)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, device: str) -> Scorer:
+    try:
+        import open_clip  # here because it is slow to import and an extra
+    except ImportError as error:
+        raise ImportError('evaluation needs open_clip: pip install "mixofshow_lite[metrics]"') from error
+    if name == "sd15":
+        try:
+            model, preprocess = open_clip.create_model_from_pretrained(*HUB_CLIP, device=device)
+        except Exception as error:  # open_clip wraps every failed download in its own way
+            raise ConnectionError(
+                f"could not fetch CLIP {HUB_CLIP[0]} ({error}): connect to the internet once"
+            ) from error
+        return Scorer(name, model.eval(), preprocess, open_clip.get_tokenizer(HUB_CLIP[0]), HUB_OPENING, device)
+    folder = pocket_dir() / "clip" if name == "pocket" else Path(name)
+    missing = [
+        f for f in ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer") if not (folder / f).exists()
+    ]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} is not a CLIP folder, it has no {missing[0]}: "
+            "give a folder made by mixofshow_lite.pocket.train.clip"
+        )
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}", device=device)
+    return Scorer(
+        name, model.eval(), preprocess, folder_tokenizer(folder / "tokenizer", model.context_length), "", device
+    )
+
+
+def folder_tokenizer(folder: str | Path, length: int):
+    """A CLIPTokenizer folder as the callable open_clip expects: list of prompts -> (B, length) ids, cut and padded."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def tokenize(prompts: Sequence[str]) -> Tensor:
+        rows = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return rows.input_ids
+
+    tokenize.eos_id = tokenizer.eos_token_id
+    tokenize.vocab_size = len(tokenizer)
+    return tokenize
+
+
+def plain_prompt(prompt: str, concepts: Iterable = ()) -> str:
+    """A prompt that CLIP can read: each concept's words are replaced by its class word ("<bibi1> <bibi2>" -> "rabbit").
+
+    `concepts` are `Concept`s. Raises ValueError if a word in angle brackets is left.
+    """
+    for concept in concepts:
+        prompt = prompt.replace(concept.phrase, concept.class_word)
+    left = re.findall(r"<[^<>\s]+>", prompt)
+    if left:
+        raise ValueError(f"CLIP does not know the concept word {left[0]}: pass the concept in concepts=[...]")
+    return prompt
+
+
+def text_scores(
+    images, prompt: str, model=None, concepts: Iterable = (), weight: float = CLIPSCORE_WEIGHT
+) -> np.ndarray:
+    """Text-alignment of every picture -> (n,), see `text_alignment`."""
+    scorer = load_scorer(model)
+    x = scorer.image_features(images)  # (n, D)
+    t = scorer.text_features([plain_prompt(prompt, concepts)])  # (1, D)
+    return weight * (x @ t.T)[:, 0].clamp(min=0).numpy()
+
+
+def text_alignment(images, prompt: str, model=None, concepts: Iterable = (), weight: float = CLIPSCORE_WEIGHT) -> float:
+    """How well pictures show what the prompt says (paper 4.3), mean over the pictures.
+
+    images     PIL pictures (one or several)
+    prompt     as sampled; with concept words, pass their concepts so that the class word is read instead
+    model      see `load_scorer`
+    weight     2.5 is CLIPScore, 1 the plain cosine
+    """
+    return float(text_scores(images, prompt, model, concepts, weight).mean())
+
+
+def image_scores(images, references, model=None) -> np.ndarray:
+    """Image-alignment of every picture -> (n,): the mean over the references."""
+    scorer = load_scorer(model)
+    x, y = scorer.image_features(images), scorer.image_features(references)  # (n, D), (m, D)
+    return (x @ y.T).clamp(min=0).mean(dim=1).numpy()
+
+
+def image_alignment(images, references, model=None) -> float:
+    """How much pictures look like a concept's own (paper 4.3): mean cosine over all pairs, each clipped at 0.
+
+    A picture against itself gives 1.
+    """
+    return float(image_scores(images, references, model).mean())
+
+
+def choose(images, prompts: Sequence[str], model=None) -> np.ndarray:
+    """Zero-shot reading: for every picture the index of the prompt that fits best -> (n,)."""
+    scorer = load_scorer(model)
+    return (scorer.image_features(images) @ scorer.text_features(prompts).T).argmax(dim=1).numpy()
+
+
+def _pictures(images) -> list[Image.Image]:
+    images = [images] if isinstance(images, Image.Image) else list(images)
+    if not images:
+        raise ValueError("there is no picture to score: give at least one")
+    wrong = [i for i in images if not isinstance(i, Image.Image)]
+    if wrong:
+        raise TypeError(
+            f"pictures to score must be PIL images, not {type(wrong[0]).__name__}: open the file with PIL.Image.open"
+        )
+    return images

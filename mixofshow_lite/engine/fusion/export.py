@@ -1,0 +1,34 @@
+"""A fused model as an ordinary LoRA file (paper 3.3.2): the fused update has rank <= sum r_i, so nothing is lost.
+
+    here            shape
+    down            (r, d_in)      report.factors[net][module][0]
+    up              (d_out, r)     report.factors[net][module][1]
+
+The concept words do not travel in it: `DiffusionModel.save_pipeline` keeps them, and so do the Concept folders.
+"""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ...files import lora_files
+from ...model import DiffusionModel
+
+
+def lora_state(model: DiffusionModel, format: str = "diffusers") -> dict[str, Tensor]:
+    """The fused update as the tensors of a "diffusers" or "kohya" file; raises ValueError on a model not fused."""
+    factors = getattr(model.report, "factors", None)
+    if factors is None:
+        raise ValueError(
+            "This model was not fused, so it has no update to write: call weight_fusion or gradient_fusion first."
+        )
+    return lora_files.lora_state(factors, format)
+
+
+def to_lora(model: DiffusionModel, file: str | Path, format: str = "diffusers") -> Path:
+    """Write the fused update to a .safetensors file that `pipeline.load_lora_weights` reads; all or nothing.
+
+    `format` is "diffusers" or "kohya" (A1111, ComfyUI). Raises ValueError on a model that is not fused or whose
+    concepts are words only, OSError if it cannot be written.
+    """
+    return lora_files.write_lora(lora_state(model, format), file)

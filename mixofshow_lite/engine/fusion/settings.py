@@ -1,0 +1,128 @@
+"""The choices of a gradient fusion (paper 3.3.2): what is recorded of every concept, and how the layers are solved.
+
+The recorded prompts and the ridge are the method, not details: the exact optimum of the paper's two prompts overfits
+them on a small model, and prompts outside the recordings turn to noise.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from ...files.concept import Concept
+from .report import STAGES
+
+# For three concepts this is 0.03, the largest ridge in `paper.fusion_sweep` that keeps as much of the identities as the
+# paper's own solver, at half of that one's drift (data/results/fusion_sweep.json).
+RIDGE = 0.09
+PROMPTS = ("photo of a {}", "a {} in the forest", "a {} on the beach", "a picture of a {} in the city")
+PLACE_PROMPTS = ("photo of {}", "a cat in {}", "a blue robot in {}", "two friends in {}")
+PLACES = frozenset(
+    "beach forest snow city desert moon mountain lake street castle room".split()
+)  # class words of scenes
+PLAIN_PROMPTS = (  # prompts without any concept: preservation rows, Custom Diffusion's regularisation
+    "photo of a blue cat",
+    "a white rabbit in the forest",
+    "a picture of an orange robot in the city",
+    "a gray bear in the snow",
+    "a pink umbrella on the beach",
+    "a brown chair in the desert",
+    "two friends in the forest",
+    "the beach at night",
+)
+
+
+def default_ridge(n: int) -> float:
+    """The ridge for n concepts: RIDGE of one concept's Gram, however many there are.
+
+    The Grams are averaged, so what only one concept uses counts n times less in a model of n: a ridge that did not
+    shrink along would hold large models back at the average.
+    """
+    return RIDGE / max(n, 1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a gradient fusion records and solves; equal settings and concepts give the same fused model."""
+
+    solver: str = "closed_form"  # or "lbfgs", the paper's
+    ridge: float | str | Sequence | None = None  # relative to the mean Gram diagonal, or "auto": each layer's own, by
+    # leaving one recorded prompt out in turn; one for all stages, or one per stage; None: `default_ridge`
+    towards: str | None = None  # where the ridge (or LBFGS's start) is: "average", "base"; None: average, LBFGS: base
+    prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None  # with {} for the words; or by concept name;
+    # None: PROMPTS, or PLACE_PROMPTS where the class word is a place
+    steps: int = 12  # denoising steps of every recorded picture
+    guidance: float | None = (
+        None  # while recording; None: the model's default, 1: conditional branch only, as in the paper
+    )
+    seed: int = 0  # of the recorded pictures
+    size: int | tuple[int, int] | None = None  # of the recorded pictures, in pixels; None: the model's
+    padding: bool = True  # whether text features after the end of the prompt count (the U-Net attends to them)
+    iterations: Sequence[int] = (500, 500, 50)  # of LBFGS, one number per stage
+    preserve: float = 0.0  # weight of the plain prompts (dW = 0 there) beside all concepts' 1: other prompts drift less
+    plain: Sequence[str] = PLAIN_PROMPTS  # the plain prompts
+    balance: bool = False  # every concept's loss counts relative to its update's energy: a weak update is not drowned
+    span: bool = False  # rows of the fused update stay in the span of the concepts' own rows (down_i)
+    refine: int = 0  # passes that record again under the fused model and solve on both recordings
+
+    def __post_init__(self):
+        if self.solver not in ("closed_form", "lbfgs"):
+            raise ValueError(f"There is no solver {self.solver!r}: choose 'closed_form' or 'lbfgs'.")
+        if self.towards not in (None, "average", "base"):
+            raise ValueError(f"towards={self.towards!r} is unknown: choose 'average' or 'base'.")
+        if len(self.stage_ridge) != len(STAGES) or len(self.iterations) != len(STAGES):
+            raise ValueError(
+                f"Give one ridge, or one per stage, and one number of iterations per stage: {', '.join(STAGES)}."
+            )
+        for ridge in self.stage_ridge:
+            if ridge != "auto" and (isinstance(ridge, str) or not 0 <= ridge < float("inf")):
+                raise ValueError(f"ridge must be zero, a positive number or 'auto', not {ridge!r}.")
+        if not 0 <= self.preserve < float("inf"):
+            raise ValueError(f"preserve={self.preserve} is no weight: give zero or a positive number.")
+        if isinstance(self.plain, str) or not self.plain:
+            raise ValueError(f"plain={self.plain!r} is no list of prompts: give at least one prompt without a concept.")
+        if self.refine < 0 or self.refine != int(self.refine):
+            raise ValueError(f"refine={self.refine} is no number of passes: give 0, 1, 2 …")
+
+    @property
+    def stage_ridge(self) -> tuple[float | str, ...]:
+        """Of every stage; the default's is that of one concept until `sized` says how many there are."""
+        ridge = default_ridge(1) if self.ridge is None else self.ridge
+        return (ridge,) * len(STAGES) if isinstance(ridge, (str, float, int)) else tuple(ridge)
+
+    def sized(self, n: int) -> "Settings":
+        """The same settings for n concepts, with a default ridge written out."""
+        return replace(self, ridge=default_ridge(n)) if self.ridge is None else self
+
+    @property
+    def prior(self) -> str:
+        return self.towards or ("average" if self.solver == "closed_form" else "base")
+
+    def contexts(self, concept: Concept) -> list[str]:
+        """The recorded prompts of one concept. A concept without words (an ordinary LoRA) may be given whole prompts
+        under its name, e.g. with its trigger word; otherwise {} becomes its class word.
+        """
+        own = self.prompts.get(concept.name) if isinstance(self.prompts, Mapping) else self.prompts
+        given, name = own is not None, concept.phrase or concept.class_word
+        if own is None:
+            own = PLACE_PROMPTS if concept.class_word in PLACES else PROMPTS
+        wordless = not concept.words
+        if wordless and not name and (not given or isinstance(own, str) or any("{}" in prompt for prompt in own)):
+            raise ValueError(
+                f"The concept {concept.name!r} has no words, so nothing says what to record: "
+                f"give prompts={{{concept.name!r}: [...]}} with prompts that its LoRA was made for."
+            )
+        if isinstance(own, str) or not own or not (wordless and given or all("{}" in prompt for prompt in own)):
+            raise ValueError(f"prompts={own!r} do not name the concept: give a list of prompts with {{}} in each.")
+        return [prompt.replace("{}", name) for prompt in own]
+
+    def as_dict(self) -> dict:
+        """Plain values, as they are kept in a center node's file: `Settings(**as_dict())` is equal in effect."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def recording(self) -> str:
+        """A short hash of all that the recordings depend on."""
+        named = ("prompts", "steps", "guidance", "seed", "size", "padding", "plain", "ridge")
+        kept = {name: self.as_dict()[name] for name in named}
+        kept["ridge"] = ["auto" == ridge for ridge in self.stage_ridge]  # Grams are kept per prompt then
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,227 @@
+"""Layer-wise context (P+, paper 3.1): every cross-attention layer of the U-Net reads its own encoding of the prompt.
+
+    paper   here      shape
+    V+      table     (W, K, D)       W concept words; K = L rows, one per cross-attention layer, or K = 1 for all
+    c       context   (B, L, N, D)    layer l attends to context[:, l]
+
+Layers are counted down -> mid -> up, as a sample passes through them.
+
+The text encoder is causal: a token's features depend on what stands before it and on nothing behind it. So the L layer
+prompts, which differ only in the concept's rows, share everything before the first concept word, and prompts share
+their common beginnings. `encode(..., share=True)` computes each distinct beginning once. What follows a concept word
+differs from layer to layer, the padding too, and the U-Net attends to all N places: that work cannot be shared.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from ..files.concept import Bound
+from .lora import core
+
+BEGINNINGS = "mixofshow_beginnings"  # the name under which transformers finds `attend_to_beginnings`
+PLAIN = 1024 * 1024  # largest T * N for which plain attention's (T, N) probabilities are kept for a backward pass
+
+
+def plainly(query_length: int, key_length: int, device: torch.device) -> bool:
+    """Whether softmax(QK)V is better written out: on a CPU, where the fused kernel's backward pass is the slower one.
+
+    Measured on the pocket U-Net, forward and backward: 0.75 s written out, 1.04 s fused. Without gradients, on a GPU,
+    and where the probabilities would fill the memory, the fused kernel is used.
+    """
+    return device.type == "cpu" and torch.is_grad_enabled() and query_length * key_length <= PLAIN
+
+
+class QuickAttention(AttnProcessor2_0):
+    """Diffusers' own attention, fused or written out, whichever is faster where it runs."""
+
+    written_out = AttnProcessor()
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
+        T = hidden_states.shape[1]
+        N = T if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        attend = self.written_out if plainly(T, N, hidden_states.device) else super().__call__
+        return attend(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+
+def cross_attention(unet: nn.Module) -> dict[str, Attention]:
+    """The L cross-attention modules, name -> module, in the order down, mid, up (diffusers itself lists mid last)."""
+    found = [(name, m) for name, m in unet.named_modules() if isinstance(m, Attention) and name.endswith("attn2")]
+    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    return dict(sorted(found, key=lambda item: order[item[0].split(".")[0]]))  # sorted() is stable inside a block
+
+
+class LayerAttention(QuickAttention):
+    """Cross-attention of layer l that takes its own slice of a layer-wise context.
+
+    The context may be (B, L, N, D), or (B, L * N, D) as stock pipelines pass it on; a plain (B, N, D) fits all layers.
+    """
+
+    def __init__(self, layer: int, layers: int, tokens: int):
+        super().__init__()
+        self.layer, self.layers, self.tokens = layer, layers, tokens
+
+    def own_slice(self, context: Tensor) -> Tensor:
+        """(B, L, N, D) | (B, L * N, D) | (B, N, D) -> (B, N, D)"""
+        if context.ndim == 3 and self.layers > 1 and context.shape[1] == self.layers * self.tokens:
+            context = context.unflatten(1, (self.layers, self.tokens))
+        return context[:, self.layer] if context.ndim == 4 else context
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
+        return super().__call__(attn, hidden_states, self.own_slice(encoder_hidden_states), *args, **kwargs)
+
+
+def install(unet: nn.Module, tokens: int) -> tuple[str, ...]:
+    """Put a LayerAttention on each cross-attention layer; returns the names of the L layers.
+
+    Self-attention that still has diffusers' default gets QuickAttention, the same function.
+    """
+    found = cross_attention(unet)
+    for layer, module in enumerate(found.values()):
+        module.set_processor(LayerAttention(layer, len(found), tokens))
+    for module in unet.modules():
+        if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
+            module.set_processor(QuickAttention())
+    return tuple(found)
+
+
+def encode(text_encoder: nn.Module, bound: Bound, table: Tensor | None, L: int, share: bool = False) -> list[Tensor]:
+    """psi(P) of B bound prompts, a list of (L, N, D).
+
+    A prompt without concept words is encoded once and expanded; one with them becomes K layer prompts, in which prompt
+    l holds row l of each word. With `share` every beginning that prompts have in common is computed once: the same
+    features up to rounding, and hooks on the text encoder see (rows, 1, D) instead of (prompts, N, D).
+    """
+    table = None if (bound.slots < 0).all() else table
+    copies = [1 if table is None or (slots < 0).all() else table.shape[1] for slots in bound.slots]
+    features = (
+        encode_shared(text_encoder, bound, table, copies) if share else encode_all(text_encoder, bound, table, copies)
+    )
+    return [of_prompt.expand(L, -1, -1) for of_prompt in features.split(copies)]
+
+
+def encode_all(text_encoder: nn.Module, bound: Bound, table: Tensor | None, copies: list[int]) -> Tensor:
+    """Every layer prompt from its first token to its last, (S, N, D) with S = sum(copies)."""
+    device, repeats = text_encoder.device, torch.tensor(copies)
+    ids, slots = (x.repeat_interleave(repeats, dim=0).to(device) for x in (bound.ids, bound.slots))  # (S, N)
+    layer = torch.cat([torch.arange(K) for K in copies]).to(device)[:, None]  # (S, 1)
+    with word_rows(text_encoder, slots, layer, table):
+        return text_encoder(ids)[0]
+
+
+@contextmanager
+def word_rows(text_encoder: nn.Module, slots: Tensor, layer: Tensor, table: Tensor | None) -> Iterator[None]:
+    """While on, the token embedding gives table[slot, layer] where `slots` (S, N) is not -1; `layer` broadcasts."""
+    if table is None:
+        yield
+        return
+    rows = table.to(slots.device)[slots.clamp(min=0), layer]  # (S, N, D)
+
+    def put_in(module, args, output):
+        return torch.where((slots >= 0)[..., None], rows.to(output.dtype), output)
+
+    handle = text_encoder.get_input_embeddings().register_forward_hook(put_in)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass
+class Beginnings:
+    """The distinct beginnings of S sequences, one row each: the last token of a beginning, and where it is needed."""
+
+    places: Tensor  # (S, N) the row of the beginning that ends at each place
+    owner: Tensor  # (rows,) one place s * N + n where the row is needed
+    ids: Tensor  # (rows,) token id
+    slots: Tensor  # (rows,) concept word, or -1
+    layers: Tensor  # (rows,) which of the word's K rows
+
+
+def beginnings(bound: Bound, copies: list[int]) -> Beginnings:
+    """Sort the layer prompts of bound prompts into a tree of beginnings; copies[b] is how many prompt b becomes."""
+    known: dict[tuple, int] = {}  # (row of the beginning one token shorter, id, slot, layer) -> row
+    owner: list[int] = []
+    places: list[int] = []
+    for ids, slots, K in zip(bound.ids.tolist(), bound.slots.tolist(), copies, strict=True):
+        for layer in range(K):
+            row = -1
+            for token, slot in zip(ids, slots, strict=True):
+                row = known.setdefault((row, token, slot, layer if slot >= 0 else 0), len(known))
+                if row == len(owner):
+                    owner.append(len(places))
+                places.append(row)
+    _, ids, slots, layers = torch.tensor(list(known)).unbind(1)
+    return Beginnings(torch.tensor(places).view(sum(copies), -1), torch.tensor(owner), ids, slots, layers)
+
+
+def encode_shared(text_encoder: nn.Module, bound: Bound, table: Tensor | None, copies: list[int]) -> Tensor:
+    """As `encode_all`, (S, N, D), computing each distinct beginning once.
+
+    All rows go through the encoder as a batch of one-token prompts, each at its own position; only in attention does a
+    row meet the ones before it, see `attend_to_beginnings`.
+    """
+    tree, N, device = beginnings(bound, copies), bound.ids.shape[1], text_encoder.device
+    places, owner, ids, slots, layers = (
+        x.to(device) for x in (tree.places, tree.owner, tree.ids, tree.slots, tree.layers)
+    )
+    before = text_encoder.config._attn_implementation
+    text_encoder.set_attn_implementation(BEGINNINGS)
+    alone = torch.stack([tree.ids, tree.slots, tree.layers, tree.owner % N])  # (4, rows) all that layer 0 sees of a row
+    try:
+        with word_rows(text_encoder, slots[:, None], layers[:, None], table), once(text_encoder, alone):
+            features = text_encoder(
+                ids[:, None], position_ids=(owner % N)[:, None], places=places, owner=owner
+            ).last_hidden_state  # (rows, 1, D)
+    finally:
+        text_encoder.set_attn_implementation(before)
+    return features[:, 0].index_select(0, places.flatten()).unflatten(0, places.shape)
+
+
+@contextmanager
+def once(text_encoder: nn.Module, alone: Tensor) -> Iterator[None]:
+    """While on, the first layer's queries, keys and values are computed once for rows with equal columns of `alone`,
+    (numbers, rows) on the CPU.
+
+    Before the first attention a row knows its token and its place alone, so those behind a concept word are as good as
+    all the same in the L prompts. Left out in training mode, where the encoder may recompute itself in the backward
+    pass, after this is over (see `tuning.attach`).
+    """
+    _, same = alone.unique(dim=1, return_inverse=True)  # (rows,) which of the distinct columns
+    first = same.new_empty(int(same.max()) + 1).scatter_(0, same, torch.arange(len(same)))  # a row of each column
+    same, first = same.to(text_encoder.device), first.to(text_encoder.device)
+    attention = core(text_encoder).encoder.layers[0].self_attn
+    handles = []
+    if not text_encoder.training:
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            handles.append(projection.register_forward_pre_hook(lambda module, args: args[0].index_select(0, first)))
+            handles.append(projection.register_forward_hook(lambda module, args, out: out.index_select(0, same)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attend_to_beginnings(
+    module, query: Tensor, key: Tensor, value: Tensor, mask, scaling: float, places: Tensor, owner: Tensor, **_
+) -> tuple[Tensor, None]:
+    """Causal attention of rows (rows, heads, 1, d) laid out as sequences by `places`; returns (rows, 1, heads, d)."""
+    S, N = places.shape
+    laid_out = (x[:, :, 0].index_select(0, places.flatten()).unflatten(0, (S, N)) for x in (query, key, value))
+    query, key, value = (x.transpose(1, 2) for x in laid_out)  # (S, heads, N, d)
+    if plainly(N, N, query.device):
+        future = torch.full((N, N), -torch.inf, device=query.device, dtype=query.dtype).triu(1)
+        out = (query @ key.mT * scaling + future).softmax(dim=-1) @ value
+    else:
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, owner)[:, None], None
+
+
+AttentionInterface.register(BEGINNINGS, attend_to_beginnings)

@@ -1,0 +1,182 @@
+"""Low-rank adaptation (paper 3.1): W = W0 + dW = W0 + scale * B @ A on every attention linear of both networks.
+
+    paper   here    shape
+    A       down    (r, d_in)     kaiming-uniform at the start
+    B       up      (d_out, r)    zero at the start, so tuning starts from W0 exactly
+    dW      delta   (d_out, d_in) scale * up @ down; scale is alpha itself (1.0), as in the official code, not alpha / r
+
+Training goes through peft; what is trained comes out as plain factors, and a finished update is added into the weights
+of a copy that shares every other tensor. A step's LoRA costs its thin products alone, see `LowRank`. Module names of
+the text encoder are relative to its core, with no `text_model.` prefix, so that they do not depend on the version of
+transformers.
+"""
+
+import copy
+import itertools
+import re
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear, LoraLayer
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from ..files.concept import Factors
+
+ATTENTION_LINEAR = re.compile(r"(^|\.)(self_attn\.(q|k|v|out)_proj|attn[12]\.(to_[qkv]|to_out\.0))$")
+
+# What LoRAs of other trainers change as well: the feed-forward layers and the 1x1 projections of a transformer block.
+OTHER_LAYER = re.compile(
+    r"^encoder\.layers\.\d+\.mlp\.fc[12]$"
+    r"|\.attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2))$"
+)
+
+
+def core(net: nn.Module) -> nn.Module:
+    """The module that names are relative to: transformers < 5.6 wraps the text encoder once more, in `text_model`."""
+    return getattr(net, "text_model", net)
+
+
+def attention_linears(net: nn.Module) -> dict[str, nn.Linear]:
+    """Every attention linear of a text encoder or a U-Net, name -> module: q, k, v, out of both attentions."""
+    found = {n: m for n, m in core(net).named_modules() if ATTENTION_LINEAR.search(n) and isinstance(m, nn.Linear)}
+    if not found:
+        raise ValueError(
+            f"{type(net).__name__} has no attention linears this library knows: is it a Stable Diffusion 1.x net?"
+        )
+    return found
+
+
+def adaptable(net: nn.Module) -> dict[str, nn.Module]:
+    """Every layer that a LoRA file may update, name -> module: attention, then feed-forward and projections.
+
+    A projection of Stable Diffusion 1.x is a 1x1 convolution with weight (d_out, d_in, 1, 1), all others are linear.
+    """
+    others = {n: m for n, m in core(net).named_modules() if OTHER_LAYER.search(n) and hasattr(m, "weight")}
+    return attention_linears(net) | others
+
+
+def share(net: nn.Module) -> nn.Module:
+    """A copy of the modules that shares every weight tensor with the original."""
+    tensors = itertools.chain(net.parameters(), net.buffers())
+    return copy.deepcopy(net, {id(tensor): tensor for tensor in tensors})
+
+
+class LowRank(torch.autograd.Function):
+    """y = x W0^T + bias + scale * x down^T up^T, (..., d_in) to (..., d_out), with W0 and bias frozen.
+
+    The same function as peft's, whose LoRA is a fifth of a step on a CPU: each sum and scale there makes a copy of the
+    features, forward and backward, and autograd's order of some products, r columns wide, is the slow one.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, W0: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        y = linear(x, W0, bias)  # (..., d_out), under autocast in its precision
+        x, W0, down, up = (tensor.to(y.dtype) for tensor in (x, W0, down, up))
+        h = linear(x.flatten(0, -2), down)  # (n, r)
+        y.view(-1, len(up)).addmm_(h, up.T, alpha=scale)
+        ctx.save_for_backward(x, W0, h, down, up)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # dL/dy, like y
+        x, W0, h, down, up = ctx.saved_tensors
+        g = grad.reshape(-1, len(up))  # (n, d_out)
+        g_h = ctx.scale * linear(g, up.T.contiguous())  # (n, r)
+        g_x = (g @ W0).addmm_(g_h, down).view_as(x) if ctx.needs_input_grad[0] else None
+        g_down = g_h.T @ x.flatten(0, -2) if ctx.needs_input_grad[3] else None
+        g_up = ctx.scale * (h.T @ g).T if ctx.needs_input_grad[4] else None
+        return g_x, None, None, g_down, g_up, None  # autograd casts each to its tensor's own precision
+
+
+class LowRankLinear(Linear):
+    """peft's linear with the sum above, for one adapter without dropout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.disable_adapters or self.merged or tuple(self.active_adapters) != ("default",):
+            return super().forward(x)
+        frozen, down, up = self.base_layer, self.lora_A["default"].weight, self.lora_B["default"].weight
+        return LowRank.apply(x, frozen.weight, frozen.bias, down, up, self.scaling["default"])
+
+
+def attach(net: nn.Module, rank: int | None, only: str = "", layer: type[Linear] = LowRankLinear) -> dict[str, Linear]:
+    """Put a trainable LoRA on the attention linears of `net` (in place; give it a `share`), name -> peft layer.
+
+    `only` is a regular expression the names must contain. Only the factors are trainable afterwards, in float32. Rank
+    None trains the whole update: `down` is the identity and stays it, `up` is dW itself (for Custom Diffusion).
+    `layer` is the kind of peft layer; peft's own, `peft.tuners.lora.Linear`, computes the same.
+    """
+    linears = {name: module for name, module in attention_linears(net).items() if re.search(only, name)}
+    widths = {module.in_features for module in linears.values()}
+    if not linears or (rank is None and len(widths) > 1):
+        raise ValueError(
+            f"only={only!r} selects layers with {len(widths)} input widths: select some, all of one width."
+        )
+    r = widths.pop() if rank is None else rank
+    pattern = "|".join(map(re.escape, linears))
+    config = LoraConfig(r=r, lora_alpha=r, lora_dropout=0.0, bias="none", target_modules=f"({pattern})")
+    config._register_custom_module({nn.Linear: layer})  # peft's way to bring one's own layer
+    inject_adapter_in_model(config, core(net))
+    layers = attached(net)
+    if sorted(layers) != sorted(linears):
+        raise RuntimeError(f"peft attached {len(layers)} LoRA layers where {len(linears)} were expected.")
+    for attached_layer in layers.values():
+        attached_layer.lora_A.float(), attached_layer.lora_B.float()
+        if rank is None:
+            nn.init.eye_(attached_layer.lora_A["default"].weight).requires_grad_(False)
+    return layers
+
+
+def attached(net: nn.Module) -> dict[str, LoraLayer]:
+    """The peft layers on `net`, name -> layer."""
+    return {name: module for name, module in core(net).named_modules() if isinstance(module, LoraLayer)}
+
+
+def scale(net: nn.Module, alpha: float) -> None:
+    """Set alpha of every attached LoRA: W = W0 + alpha * up @ down."""
+    for layer in attached(net).values():
+        layer.scaling["default"] = alpha
+
+
+def extract(net: nn.Module) -> Factors:
+    """The attached factors as detached float32 CPU tensors, name -> (down (r, d_in), up (d_out, r))."""
+    layers = attached(net).items()
+    pairs = {name: (layer.lora_A["default"].weight, layer.lora_B["default"].weight) for name, layer in layers}
+    return {
+        name: (down.detach().float().cpu().clone(), up.detach().float().cpu().clone())
+        for name, (down, up) in pairs.items()
+    }
+
+
+def detach(net: nn.Module) -> None:
+    """Take the LoRA layers off again; the linears underneath were never changed."""
+    for name, layer in attached(net).items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(core(net).get_submodule(parent), leaf, layer.get_base_layer())
+
+
+def delta(down: Tensor, up: Tensor, alpha: float = 1.0) -> Tensor:
+    """dW = alpha * up @ down, (d_out, d_in) in float32."""
+    return alpha * (up.float() @ down.float())
+
+
+def add_deltas(net: nn.Module, deltas: dict[str, Tensor]) -> None:
+    """W = W0 + dW for each named layer, as new tensors: whoever shares the old ones keeps them.
+
+    Raises ValueError when a name or a shape does not fit `net`.
+    """
+    layers = adaptable(net)
+    for name, dW in deltas.items():
+        if name not in layers:
+            raise ValueError(f"The update of {name} has no layer in this model: it was made for another architecture.")
+        old = layers[name].weight
+        if dW.shape != old.shape[:2]:
+            raise ValueError(
+                f"The update of {name} is {tuple(dW.shape)} but the layer is {tuple(old.shape)}: "
+                "it was made for another base model; load that one."
+            )
+        new = (old.float() + dW.to(old.device, torch.float32).view_as(old)).to(old.dtype)
+        layers[name].weight = nn.Parameter(new, requires_grad=False)

@@ -1,0 +1,149 @@
+"""What tuning looks at (paper 3.3.1): the client's pictures as cached latents, and the class as the base knows it.
+
+    symbol   here       shape
+    z        latents    (V * P + K, C, h, w)   V views of P pictures, then K prior pictures
+             counted    (V * P + K, 1, h, w)   where the loss counts: the mask's weights, 0 on borders
+             inside     (V * P + K, 1, h, w)   the mask alone, 1 everywhere if there is none
+    P        prompts    V * P + K strings
+
+The official code encodes a freshly cropped picture at every step; here each picture has a few views, encoded once. View
+0 is the centred crop; the others have a random size and place, and where they leave the frame empty nothing counts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..files.data import ConceptData, crop_box, fit
+from ..model import DiffusionModel
+from .recipes import Recipe
+
+
+@dataclass
+class Views:
+    """All that the loop draws batches from; the entries of one picture are P apart, the prior's come last."""
+
+    latents: Tensor
+    counted: Tensor
+    inside: Tensor
+    prompts: list[str]
+    pictures: int  # P
+    prior: int  # K
+    masked: bool  # whether any picture has a mask
+
+    def draw(self, batch: int, generator: torch.Generator, noises: int = 1) -> list[int]:
+        """Entries of one step: `batch` views of the concept, each picture `noises` times before others come."""
+        of = shuffled(self.pictures, -(-batch // noises), generator).repeat_interleave(noises)[:batch]
+        count = (len(self.prompts) - self.prior) // self.pictures
+        view = torch.randint(count, (batch,), generator=generator)
+        first = len(self.prompts) - self.prior
+        beside = first + shuffled(self.prior, batch, generator) if self.prior else of[:0]
+        return [*(view * self.pictures + of).tolist(), *beside.tolist()]
+
+
+def shuffled(n: int, k: int, generator: torch.Generator) -> Tensor:
+    """k of n numbers, (k,): each comes once before any comes again."""
+    return torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-k // n))])[:k]
+
+
+def prepare(base: DiffusionModel, data: ConceptData, recipe: Recipe, phrase: str, seed: int = 0) -> Views:
+    """Encode all views once, without the prior; ValueError on pictures too small for the base."""
+    found = list(views(base.size, data, recipe, torch.Generator().manual_seed(seed)))
+    latents = torch.cat([base.encode_images([picture]) for picture, _, _ in found]).float()
+    cells = latents.shape[-2:]
+    inside, frame = (
+        torch.cat([F.adaptive_avg_pool2d(view[i][None], cells) for view in found]).to(latents.device) for i in (1, 2)
+    )
+    # a cell that the border cuts through mixes picture and border in its code: it does not count
+    counted = (frame > 0.999) * (recipe.background + (1 - recipe.background) * inside)
+    prompts = data.prompts(phrase) * (len(found) // len(data))
+    return Views(latents, counted, inside, prompts, len(data), 0, any(mask is not None for mask in data.masks))
+
+
+def views(
+    size: tuple[int, int], data: ConceptData, recipe: Recipe, generator: torch.Generator
+) -> Iterator[tuple[Image.Image, Tensor, Tensor]]:
+    """Every view of every picture: (RGB of `size` (height, width), mask (1, H, W), frame (1, H, W), both in 0..1)."""
+    for number in range(recipe.variants):
+        for mirrored in (False, True) if recipe.flip else (False,):
+            for picture, mask in zip(data.pictures, data.masks, strict=True):
+                mask = mask or Image.new("L", picture.size, 255)
+                if number == 0:
+                    view, shown = fit(picture, size), fit(mask, size)
+                    frame = Image.new("L", view.size, 255)
+                else:
+                    view, shown, frame = random_view(picture, mask, size, recipe.zoom, generator)
+                trio = (ImageOps.mirror(x) for x in (view, shown, frame)) if mirrored else (view, shown, frame)
+                view, shown, frame = trio
+                yield view, to_tensor(shown), to_tensor(frame)
+
+
+def random_view(
+    picture: Image.Image,
+    mask: Image.Image,
+    size: tuple[int, int],
+    zoom: tuple[float, float],
+    generator: torch.Generator,
+) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """A picture at a random zoom and place in a frame of `size`: (view, mask, where the view shows the picture).
+
+    Zoom 1 just fills the frame, more cuts something off, less leaves a grey border. What lies on the border is outside
+    the mask too.
+    """
+    u, x, y = torch.rand(3, generator=generator).tolist()
+    left, _, right, _ = crop_box(picture, size)
+    scale = (zoom[0] + u * (zoom[1] - zoom[0])) * size[1] / (right - left)
+    w, h = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    corner = round(x * (size[1] - w)), round(y * (size[0] - h))  # negative where the picture is larger than the frame
+    view, shown, frame = (
+        Image.new("RGB", size[::-1], (127, 127, 127)),
+        Image.new("L", size[::-1]),
+        Image.new("L", size[::-1]),
+    )
+    view.paste(picture.resize((w, h), Image.Resampling.BICUBIC), corner)
+    shown.paste(mask.resize((w, h), Image.Resampling.BICUBIC), corner)
+    frame.paste(255, (*corner, corner[0] + w, corner[1] + h))
+    return view, shown, frame
+
+
+def to_tensor(mask: Image.Image) -> Tensor:
+    """A grey picture -> (1, H, W) in 0..1."""
+    return torch.from_numpy(np.array(mask, dtype=np.float32))[None] / 255
+
+
+def add_prior(
+    found: Views,
+    base: DiffusionModel,
+    class_word: str,
+    n: int,
+    seed: int,
+    file: Path | None = None,
+    progress: bool = True,
+) -> Views:
+    """Append n pictures of the class that the base draws itself, Custom Diffusion's regularisation; all of them count.
+
+    The same seed draws the same pictures. With a `file` their latents are kept there for a run that goes on later.
+    """
+    prompt = f"photo of a {class_word}"
+    key = f"{base.fingerprint} {prompt} {seed} {n}"
+    if file and file.is_file() and key in (saved := load_file(file)):
+        latents = saved[key]
+    else:
+        pictures = base.sample(prompt, n=n, seed=seed, progress=progress)
+        latents = torch.cat([base.encode_images([picture]) for picture in pictures]).float().cpu().contiguous()
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({key: latents}, file)
+    ones = torch.ones(n, 1, *latents.shape[-2:])
+    joined = (
+        torch.cat([a, b.to(a.device)])
+        for a, b in ((found.latents, latents), (found.counted, ones), (found.inside, ones))
+    )
+    return Views(*joined, found.prompts + [prompt] * n, found.pictures, n, found.masked)

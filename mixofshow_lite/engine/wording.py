@@ -1,0 +1,105 @@
+"""The concept's words while they are tuned (paper 3.1, 3.3.1): how their rows start, and the prompts they stand in.
+
+symbol   here      shape
+V, V+    rows      word -> (1, D) or (L, D), trainable
+c        context   (b, L, N, D)
+"""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.activations import QuickGELUActivation
+
+from ..files.concept import Bound, bind
+from ..model import DiffusionModel
+from .attention_loss import find_words
+from .layerwise import encode
+from .lora import core
+from .recipes import Recipe
+
+
+def spread(base: DiffusionModel) -> float:
+    """Standard deviation of the numbers in the model's own token embeddings."""
+    return base.text_encoder.get_input_embeddings().weight.float().std().item()
+
+
+def init_rows(
+    base: DiffusionModel, recipe: Recipe, words: tuple[str, ...], class_word: str, seed: int
+) -> dict[str, nn.Parameter]:
+    """The trainable rows, word -> (L, D) or (1, D): "rand" draws with the spread of the model's own embeddings, "class"
+    copies the class word's (the mean of its tokens); every layer starts from the same row. A random row depends on the
+    seed and on the word: two clients who both take seed 0 must not start from one identity.
+    """
+    table = base.text_encoder.get_input_embeddings().weight.detach().float()
+    tokens = base.tokenizer(class_word, add_special_tokens=False).input_ids
+    copies, rows = len(base.layers) if recipe.layerwise else 1, {}
+    for word, kind in zip(words, recipe.init, strict=True):
+        digest = hashlib.sha256(f"{seed} {word}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        draw = torch.randn(table.shape[1], generator=generator).to(table.device) * spread(base)
+        rows[word] = nn.Parameter((draw if kind == "rand" else table[tokens].mean(dim=0)).repeat(copies, 1))
+    return rows
+
+
+class QuickGELU(torch.autograd.Function):
+    """x * sigmoid(1.702 x), CLIP's activation, as silu(1.702 x) / 1.702, which has a kernel of its own each way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).div_(1.702)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(grad, *ctx.saved_tensors)
+
+
+class QuickActivation(QuickGELUActivation):
+    """transformers' quick_gelu by the function above: half its time on a CPU, forward and backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return QuickGELU.apply(x)
+
+
+def quicken(text_encoder: nn.Module) -> None:
+    """Put a QuickActivation in the place of each quick_gelu (in place; give it a copy)."""
+    for layer in core(text_encoder).encoder.layers:
+        if type(layer.mlp.activation_fn) is QuickGELUActivation:
+            layer.mlp.activation_fn = QuickActivation()
+
+
+class Reader:
+    """psi(P) of a run's prompts: a distinct one is encoded once a step, or once a run if nothing tuned reaches it."""
+
+    def __init__(self, model: DiffusionModel, prompts: list[str], rows: dict[str, Tensor], text_tuned: bool):
+        distinct = list(dict.fromkeys(prompts))
+        self.model, self.rows, self.bound = model, rows, bind(model.tokenizer, distinct, list(rows))
+        self.number = torch.tensor([distinct.index(prompt) for prompt in prompts])
+        model._warn(distinct, self.bound.cut, rows)
+        plain = (self.bound.slots < 0).all(dim=1).nonzero().flatten().tolist()
+        with torch.no_grad():
+            self.fixed = {} if text_tuned else self.encoded(plain)
+
+    def encoded(self, numbers: list[int]) -> dict[int, Tensor]:
+        """Number of a distinct prompt -> (L, N, D)."""
+        if not numbers:
+            return {}
+        bound = Bound(self.bound.ids[numbers], self.bound.slots[numbers], [])
+        table = torch.stack([*self.rows.values()])  # (W, K, D)
+        contexts = encode(self.model.text_encoder, bound, table, len(self.model.layers), share=True)
+        return dict(zip(numbers, contexts, strict=True))
+
+    def __call__(self, entries: Tensor) -> Tensor:
+        """The context of the prompts of some entries, (b, L, N, D)."""
+        numbers = self.number[entries].tolist()
+        found = self.fixed | self.encoded([n for n in dict.fromkeys(numbers) if n not in self.fixed])
+        return torch.stack([found[n] for n in numbers])
+
+    def finder(self, entries: Tensor) -> Tensor:
+        """Where the concept's words stand in their prompts, (b, W, N), see attention_loss.py."""
+        return find_words(self.bound.slots[self.number[entries]], len(self.rows)).to(self.model.device)

@@ -1,0 +1,233 @@
+"""Concepts (paper 3.1 and 3.3.1): the words a client tunes, and the file it shares.
+
+A concept is written with two words, V = V_rand+ V_class+. Each word is layer-wise: it owns one embedding row for every
+cross-attention layer of the U-Net, so one prompt becomes L layer prompts that differ only in those rows.
+
+    paper      here                 shape
+    V+         embeddings[word]     (L, D)                     one row per cross-attention layer: down, mid, up
+    A, B       lora[net][module]    (r, d_in), (d_out, r)      delta W = scale * B @ A
+    P*         bind(...).ids        (B, N)                     token ids; a concept word takes one place
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+PLACEHOLDER = "<TOK>"
+WORD = re.compile(r"<[^<>\s|]+>")  # what a concept word looks like: <bibi1>
+Factors = dict[str, tuple[Tensor, Tensor]]  # module name -> (down (r, d_in), up (d_out, r))
+
+
+@dataclass
+class Concept:
+    """All that a client shares: a few words and low-rank updates, no pictures (paper 3.2)."""
+
+    name: str  # folder-friendly name
+    words: tuple[str, ...]  # in the order they are written in a prompt, e.g. ("<bibi1>", "<bibi2>")
+    class_word: str  # what it is in the model's own words, e.g. "rabbit"
+    recipe: str  # how it was tuned, a key of tuning.RECIPES
+    embeddings: dict[str, Tensor]  # word -> (L, D)
+    lora: dict[str, Factors] = field(default_factory=dict)  # "text_encoder" | "unet" -> factors
+    rank: int = 0  # largest rank among the factors, 0 without LoRA
+    scale: float = 1.0  # delta W = scale * up @ down; alpha itself, not alpha / rank
+    base_id: str = ""  # the base model it was tuned on
+    fingerprint: str = ""  # of that base's weights, see base.fingerprint_of
+    layers: tuple[str, ...] = ()  # names of the L cross-attention layers, in the order of the embedding rows
+    phrase: str = ""  # how a prompt names it; its words in their order (or the class word), unless a recipe says more
+    source: str = ""  # the file it was read from and what matched there, empty if it was tuned here
+    preview: object = field(default=None, repr=False, compare=False)  # a PIL strip of sample pictures
+
+    def __post_init__(self):
+        self.phrase = self.phrase or " ".join(self.words) or self.class_word
+
+    def save(self, folder: str | Path, preview=None, dtype: torch.dtype = torch.float32) -> Path:
+        """Write the concept folder, all or nothing; replaces an older concept there (see `files.folder`).
+
+        `preview` is a PIL picture, or a list of them for a strip. With dtype torch.float16 the file is half as large;
+        it is read back as float32, rounded to about 3 digits. Raises FileExistsError if the folder holds something
+        else, OSError if it cannot be written.
+        """
+        from . import folder as on_disk
+
+        return on_disk.save(self, Path(folder), preview, dtype)
+
+    @classmethod
+    def load(cls, folder: str | Path, base=None, beside: Sequence["Concept"] = ()) -> "Concept":
+        """Read a folder written by `save`; with a base or other concepts, `check` it against them.
+
+        Raises FileNotFoundError or ValueError with one sentence.
+        """
+        from . import folder as on_disk
+
+        concept = on_disk.load(Path(folder))
+        concept.check(base, beside)
+        return concept
+
+    def check(self, base=None, beside: Sequence["Concept"] = ()) -> None:
+        """Raise ValueError if the concept was made for another base, or shares a word or its name with another one."""
+        from . import folder as on_disk
+
+        on_disk.check(self, base, beside)
+
+    @classmethod
+    def from_official(
+        cls, file: str | Path, base, name: str | None = None, class_word: str = "", verbose: bool = True
+    ) -> "Concept":
+        """Read an official Mix-of-Show ED-LoRA (.pth); `verbose` prints how many tensors matched.
+
+        Raises FileNotFoundError or ValueError with one sentence, also on a pickle that holds more than tensors.
+        """
+        from .official import read_official
+
+        words, factors, source = read_official(file, base)
+        return cls._read(file, base, name, class_word, "", factors, source, verbose, words)
+
+    @classmethod
+    def from_lora(
+        cls,
+        file: str | Path,
+        base,
+        class_word: str,
+        name: str | None = None,
+        phrase: str = "",
+        verbose: bool = True,
+    ) -> "Concept":
+        """Read a kohya/A1111, diffusers or peft LoRA for Stable Diffusion 1.x (safetensors); the dialect is detected.
+
+        Such a file has no words of its own: `phrase` is what wakes it in a prompt (its trigger words), by default the
+        class word. `verbose` prints how many tensors matched. Raises FileNotFoundError or ValueError with one sentence.
+        """
+        from .lora_files import read_lora
+
+        factors, source = read_lora(file, base)
+        return cls._read(file, base, name, class_word, phrase, factors, source, verbose, {})
+
+    @classmethod
+    def _read(cls, file, base, name, class_word, phrase, factors, source, verbose, embeddings) -> "Concept":
+        if verbose:
+            print(source)
+        return cls(
+            name=name or slug(Path(file).stem),
+            words=tuple(embeddings),
+            class_word=class_word,
+            recipe="ed_lora" if embeddings else "lora",
+            embeddings=embeddings,
+            lora=factors,
+            rank=max((len(down) for found in factors.values() for down, _ in found.values()), default=0),
+            layers=base.layers,  # base_id and fingerprint stay empty: such files do not say which base it was
+            phrase=phrase,
+            source=source,
+        )
+
+    def to_lora(self, file: str | Path, format: str = "diffusers") -> Path:
+        """Write the LoRA alone as a "diffusers" or "kohya" safetensors file, for `pipe.load_lora_weights` or A1111.
+
+        The words do not travel in it: it acts as `with_concept(...)` does on prompts without them. Raises ValueError if
+        there is no LoRA or no such format, OSError if it cannot be written.
+        """
+        from .lora_files import lora_state, write_lora
+
+        scaled = {net: {m: (down, self.scale * up) for m, (down, up) in f.items()} for net, f in self.lora.items()}
+        return write_lora(lora_state(scaled, format), file)
+
+    def to_diffusers(self, file: str | Path) -> Path:
+        """`to_lora(file, "diffusers")`"""
+        return self.to_lora(file, "diffusers")
+
+    def to_kohya(self, file: str | Path) -> Path:
+        """`to_lora(file, "kohya")`"""
+        return self.to_lora(file, "kohya")
+
+    def renamed(self, name: str | None = None, words: Sequence[str] | None = None) -> "Concept":
+        """The same concept under another name, with other words, or both; settles clashes.
+
+        Without `words` a new name brings <name1> <name2>. Raises ValueError if the words are not as many, not
+        different or not written like <bibi1>.
+        """
+        words = tuple(
+            words or (f"<{slug(name)}{i + 1}>" for i in range(len(self.words))) if name or words else self.words
+        )
+        if len(words) != len(self.words) or len(set(words)) != len(words) or not all(map(WORD.fullmatch, words)):
+            raise ValueError(f"{' '.join(words)} do not fit: give {len(self.words)} different words like <bibi1>.")
+        new = dict(zip(self.words, words, strict=True))
+        phrase = re.sub("|".join(map(re.escape, new)), lambda found: new[found[0]], self.phrase) if new else self.phrase
+        embeddings = {new[word]: rows for word, rows in self.embeddings.items()}
+        return replace(self, name=name or self.name, words=words, embeddings=embeddings, phrase=phrase)
+
+
+def slug(name: str) -> str:
+    """A name as it may stand in a concept word: letters, digits, - and _."""
+    return re.sub(r"[^\w-]+", "_", name.lower()).strip("_") or "concept"
+
+
+class atomic_folder:
+    """`with atomic_folder(target) as temporary`: fill `temporary`; it becomes `target` only if the block succeeds."""
+
+    def __init__(self, target: str | Path):
+        self.target = Path(target)
+
+    def __enter__(self) -> Path:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+        return self.temporary
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            old = self.temporary.with_suffix(".old")
+            if self.target.exists():
+                os.rename(self.target, old)
+            os.chmod(self.temporary, 0o755)  # mkdtemp makes private folders
+            os.rename(self.temporary, self.target)
+            shutil.rmtree(old, ignore_errors=True)
+            return
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        if isinstance(error, OSError) or "No space left" in str(error):
+            raise OSError(
+                f"Could not write {self.target} ({error}): free some space or choose another folder."
+            ) from error
+
+
+@dataclass
+class Bound:
+    """Prompts as token ids, with the places where concept words stand."""
+
+    ids: Tensor  # (B, N) long; a concept word's place holds the unknown token, its row is put in by the text encoder
+    slots: Tensor  # (B, N) long; index of the concept word at that place, -1 elsewhere
+    cut: list[str]  # what did not fit, one string per prompt, "" if all did
+
+
+def bind(tokenizer, prompts: Iterable[str], words: Sequence[str]) -> Bound:
+    """Tokenize prompts to the tokenizer's full length, every concept word as one token, also beside punctuation.
+
+    Without concept words this equals `tokenizer(prompt, padding="max_length", truncation=True)`.
+    """
+    index = {word: i for i, word in enumerate(words)}
+    pattern = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
+    N, filler = tokenizer.model_max_length, tokenizer.unk_token_id
+    all_ids, all_slots, cut = [], [], []
+    for prompt in prompts:
+        ids, slots, position = [], [], 0
+        for match in [*pattern.finditer(prompt), None]:
+            text = prompt[position : match.start() if match else None]
+            tokens = (
+                tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+                if text.strip()
+                else []
+            )
+            ids, slots = ids + tokens, slots + [-1] * len(tokens)
+            if match:
+                ids, slots, position = [*ids, filler], [*slots, index[match.group()]], match.end()
+        rest = zip(ids[N - 2 :], slots[N - 2 :], strict=True)
+        cut.append(" ".join(words[s] if s >= 0 else tokenizer.decode([i]).strip() for i, s in rest))
+        ids, slots = ids[: N - 2], slots[: N - 2]
+        pad = N - 2 - len(ids)
+        all_ids.append([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * pad])
+        all_slots.append([-1, *slots, -1, *[-1] * pad])
+    return Bound(torch.tensor(all_ids), torch.tensor(all_slots), cut)

@@ -1,0 +1,235 @@
+"""A concept is a folder: all that a client shares (paper 3.2), and nothing that could run.
+
+    concept.safetensors    embeddings.<word>                      (L, D)
+                           unet.<module>.lora_A.weight, lora_B    (r, d_in), (d_out, r); text_encoder.… alike
+    concept.json           words, class word, recipe, rank, alpha convention, layers and their order, base, versions
+    preview.png            optional: a strip of sample pictures
+    README.md              a card for people
+
+It is written all or nothing, and read with one sentence for everything that can be wrong with it.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import __version__
+from .concept import Concept, Factors, atomic_folder
+from .keys import NETS, layers_of, split
+from .lora_files import read_safetensors
+
+FORMAT, VERSION = "mixofshow-concept", 2  # version 1 had other tensor names and no card
+TEXTS = ("name", "class_word", "recipe", "base_id", "fingerprint", "phrase", "source")
+CONVENTION = "delta W = scale * lora_B @ lora_A (not divided by the rank)"
+CARD = """# {name}
+
+{preview}A concept for [Mix-of-Show](https://arxiv.org/abs/2305.18292), to be used with mixofshow_lite: {what}.
+It holds tuned numbers only, none of the pictures it was tuned on.
+
+| | |
+|---|---|
+| in a prompt | `{phrase}` |
+| class word | {class_word} |
+| recipe | {recipe}, rank {rank} |
+| holds | {numbers:,} numbers in {tensors} tensors |
+| tuned on | {base} |
+| from | {source} |
+
+```python
+import mixofshow_lite as mos
+
+concept = mos.Concept.load("{name}")
+model = mos.load_base().with_concept(concept)  # load_base(...) of the base it was tuned on
+model.sample("a photo of {phrase}")
+```
+
+Licence: (whoever shares this folder says here who owns the pictures and what is allowed)
+"""
+
+
+def save(
+    concept: Concept,
+    folder: Path,
+    preview: Image.Image | Sequence[Image.Image] | None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """See `Concept.save`."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "concept.json").exists()):
+        raise FileExistsError(f"{folder} exists and holds something else than a concept: choose another folder.")
+    tensors = tensors_of(concept)
+    about = {"format": FORMAT, "version": VERSION, "library": __version__}
+    about |= {name: getattr(concept, name) for name in ("words", *TEXTS, "rank", "scale")}
+    about |= {"convention": CONVENTION, "layers": concept.layers}
+    preview = concept.preview if preview is None else strip(preview)
+    with atomic_folder(folder) as temporary:
+        # Clones, because safetensors refuses tensors that share memory.
+        stored = {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in tensors.items()}
+        save_file(stored, temporary / "concept.safetensors")
+        (temporary / "concept.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(card(concept, tensors, preview is not None), encoding="utf-8")
+        if preview is not None:
+            preview.save(temporary / "preview.png")
+    return folder
+
+
+def tensors_of(concept: Concept) -> dict[str, Tensor]:
+    """All tensors of a concept by the names they have in its folder."""
+    tensors = {f"embeddings.{word}": rows for word, rows in concept.embeddings.items()}
+    for net, factors in concept.lora.items():
+        for module, (down, up) in factors.items():
+            tensors |= {f"{net}.{module}.lora_A.weight": down, f"{net}.{module}.lora_B.weight": up}
+    return tensors
+
+
+def strip(pictures: Image.Image | Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side, as high as the first; one picture is taken as it is."""
+    if isinstance(pictures, Image.Image):
+        return pictures
+    height = pictures[0].height
+    pictures = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
+    whole = Image.new("RGB", (sum(p.width for p in pictures), height))
+    for i, picture in enumerate(pictures):
+        whole.paste(picture, (sum(p.width for p in pictures[:i]), 0))
+    return whole
+
+
+def card(concept: Concept, tensors: dict[str, Tensor], preview: bool) -> str:
+    """The README.md of a concept folder."""
+    base = (
+        f"{concept.base_id} (fingerprint {concept.fingerprint or 'not recorded'})"
+        if concept.base_id
+        else "not recorded"
+    )
+    return CARD.format(
+        name=concept.name,
+        preview="![what it draws](preview.png)\n\n" if preview else "",
+        what=f"one {concept.class_word}" if concept.class_word else "one subject",
+        phrase=concept.phrase,
+        class_word=concept.class_word or "not recorded",
+        recipe=concept.recipe or "not recorded",
+        rank=concept.rank,
+        numbers=sum(t.numel() for t in tensors.values()),
+        tensors=len(tensors),
+        base=base,
+        source=concept.source or "tuning",
+    )
+
+
+def load(folder: Path) -> Concept:
+    """See `Concept.load`."""
+    for name in ("concept.json", "concept.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no concept ({name} is missing): give the folder that `save` wrote."
+            )
+    about = read_about(folder / "concept.json")
+    tensors = {k: v.float() for k, v in read_safetensors(folder / "concept.safetensors")[0].items()}
+    embeddings = {word: tensors.pop(f"embeddings.{word}", None) for word in about["words"]}
+    lora: dict[str, Factors] = {}
+    keys = {split(key): key for key in sorted(tensors)}
+    for path, part in keys:
+        net, _, module = path.partition(".")
+        if net in NETS and part == "down" and (path, "up") in keys:
+            lora.setdefault(net, {})[module] = tuple(tensors.pop(keys[path, end]) for end in ("down", "up"))
+    missing = [word for word, rows in embeddings.items() if rows is None]
+    if missing or tensors:
+        what = f"the rows of {missing[0]} are missing" if missing else f"{next(iter(tensors))} belongs to nothing"
+        raise ValueError(f"{folder} is no whole concept ({what}): save it again or copy it again.")
+    concept = Concept(**about, embeddings=embeddings, lora=lora, preview=read_preview(folder / "preview.png"))
+    check_shapes(concept, folder)
+    return concept
+
+
+def read_about(file: Path) -> dict:
+    """The fields of concept.json that a Concept has; raises ValueError with one sentence."""
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        kind, version = about["format"], about["version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} does not describe a concept ({error!r}): save it again or copy it again.") from error
+    if kind != FORMAT or version not in range(1, VERSION + 1):
+        raise ValueError(
+            f"{file} has the unknown format {kind!r}, version {version!r} (written by mixofshow_lite "
+            f"{about.get('library', 'of unknown version')}); this is {__version__} and reads {FORMAT} up to version "
+            f"{VERSION}: update mixofshow_lite."
+        )
+    fields = {name: about.get(name, "") for name in TEXTS}
+    fields |= {"words": about.get("words"), "layers": about.get("layers"), "rank": about.get("rank", 0)}
+    fields["scale"] = about.get("scale", 1.0)
+    lists = all(isinstance(fields[k], list) and all(isinstance(x, str) for x in fields[k]) for k in ("words", "layers"))
+    texts = all(isinstance(fields[name], str) for name in TEXTS) and fields["name"]
+    if not (lists and texts and isinstance(fields["rank"], int) and isinstance(fields["scale"], int | float)):
+        raise ValueError(f"{file} lacks a field or has one of another type: save the concept again or copy it again.")
+    return fields | {"words": tuple(fields["words"]), "layers": tuple(fields["layers"])}
+
+
+def read_preview(file: Path) -> Image.Image | None:
+    """The preview strip; a broken one is no reason to refuse a concept."""
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def check_shapes(concept: Concept, folder: Path) -> None:
+    """Raises ValueError unless every word has L rows of one width and every pair of factors has one rank."""
+    widths = {rows.shape[-1] for rows in concept.embeddings.values() if rows.ndim}
+    for word, rows in concept.embeddings.items():
+        if rows.ndim != 2 or len(widths) > 1 or len(rows) != len(concept.layers or rows):
+            raise ValueError(
+                f"The rows of {word} in {folder} are {tuple(rows.shape)} for {len(concept.layers)} layers: "
+                "the folder is damaged, copy it again."
+            )
+    for net, factors in concept.lora.items():
+        for module, (down, up) in factors.items():
+            if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
+                raise ValueError(
+                    f"The update of {net}.{module} in {folder} is {tuple(up.shape)} @ {tuple(down.shape)}: "
+                    "the folder is damaged, copy it again."
+                )
+
+
+def check(concept: Concept, base, beside: Sequence[Concept]) -> None:
+    """See `Concept.check`."""
+    if base is not None:
+        check_base(concept, base)
+    taken = dict.fromkeys(base.words if base is not None else (), "the base model")
+    taken |= {word: repr(other.name) for other in beside for word in other.words}
+    clash = next((word for word in concept.words if word in taken), None)
+    if clash:
+        raise ValueError(
+            f"The word {clash} of {concept.name!r} is already used by {taken[clash]}: "
+            f'give it other words with concept.renamed("{concept.name}2").'
+        )
+    if concept.name in [other.name for other in beside]:
+        raise ValueError(
+            f'There is already a concept called {concept.name!r}: rename it with concept.renamed("{concept.name}2").'
+        )
+
+
+def check_base(concept: Concept, base) -> None:
+    """Raises ValueError unless the concept was made for this base, by fingerprint and by every shape."""
+    own, here = concept.base_id or "another base", base.base_id or "another one"
+    if concept.fingerprint and base.fingerprint and concept.fingerprint != base.fingerprint:
+        raise ValueError(
+            f"The concept {concept.name!r} was tuned on {own} (fingerprint {concept.fingerprint}), the base is {here} "
+            f"({base.fingerprint}): load the base it was tuned on."
+        )
+    L, D, shapes = len(base.layers), base.text_encoder.config.hidden_size, layers_of(base)
+    wrong = [(word, rows.shape, (L, D)) for word, rows in concept.embeddings.items() if tuple(rows.shape) != (L, D)]
+    for net, factors in concept.lora.items():
+        for module, (down, up) in factors.items():
+            shape, wanted = (len(up), down.shape[1]), shapes.get((net, module), ())[:2]
+            wrong += [(f"{net}.{module}", shape, wanted)] if shape != wanted else []
+    if wrong:
+        what, shape, wanted = wrong[0]
+        raise ValueError(
+            f"{what} of the concept {concept.name!r} is {tuple(shape)}, the base {here} has "
+            f"{tuple(wanted) or 'no such layer'}: it was tuned on {own}, load that."
+        )

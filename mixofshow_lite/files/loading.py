@@ -1,0 +1,259 @@
+"""Base models on disk (paper 3.1): find, check, read and write Stable-Diffusion-shaped diffusers folders.
+
+A folder may hold, beside diffusers' own files:
+    SHA256SUMS            "<hash>  <relative path>" lines, checked before loading
+    mixofshow.json        {"base_id": "pocket-v1", "guidance": 5.0, "fingerprint": "..."}, all optional
+    words.txt             the words the model knows, separated by white space
+    new_concept_cfg.json  concept words and their per-layer tokens, the format of the official fused models
+"""
+
+import copy
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import warnings
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..engine.layerwise import cross_attention
+from ..model import DiffusionModel
+from .concept import atomic_folder
+
+# The hub id that replaced runwayml/stable-diffusion-v1-5, which vanished; if it moves, any SD 1.5 folder does as well.
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD15_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+CLASSES = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "vae": "AutoencoderKL"}
+
+
+def load(name: str, device: str | torch.device | None, dtype: torch.dtype | None) -> DiffusionModel:
+    """See `base.load_base`."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    if device.type == "cpu":
+        keep_freed_memory()
+    folder, default_id = find(name, dtype)
+    check_architecture(folder)
+    verify(folder)
+    about = read_json(folder / "mixofshow.json") if (folder / "mixofshow.json").is_file() else {}
+    nets = read_networks(folder, dtype)
+    if not cross_attention(nets["unet"]):
+        raise ValueError(
+            f"The U-Net in {folder} has no cross-attention layers: give a text-to-image Stable Diffusion 1.x model."
+        )
+    known = folder / "words.txt"
+    model = DiffusionModel(
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        scheduler=read_scheduler(folder),
+        base_id=about.get("base_id", default_id),
+        fingerprint=about.get("fingerprint") or fingerprint_of(nets["text_encoder"], nets["unet"]),
+        guidance=about.get("guidance", 7.5),
+        known_words=frozenset(known.read_text(encoding="utf-8").lower().split() if known.is_file() else ()),
+        **{net: module.to(device) for net, module in nets.items()},
+    )
+    model.words.update(read_words(folder, model))
+    return model
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc, Linux's allocator, to keep up to 256 MB that a layer frees for the next one; true where it will.
+
+    By default it hands most of it back to the system at once and takes it again page by page, which can cost a small
+    model a tenth of its time. Blocks of 32 MB and more are handed back as ever. An environment that sets
+    MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_THRESHOLD_ has its way.
+    """
+    if platform.libc_ver()[0] != "glibc" or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
+        return False
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_THRESHOLD, 2**25) and mallopt(M_TRIM_THRESHOLD, 2**28))
+
+
+def find(name: str, dtype: torch.dtype) -> tuple[Path, str]:
+    """The folder of a base model and its default base id; downloads from the hub where the name is no folder."""
+    if name == "pocket":
+        from .resources import pocket_dir
+
+        return pocket_dir(), "pocket"
+    if Path(name).is_dir():
+        return Path(name), Path(name).resolve().name
+    if name != "sd15" and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise FileNotFoundError(
+            f'There is no base model {name!r}: say "pocket", "sd15", a diffusers folder or a hub id.'
+        )
+    hub_id, revision = (SD15, SD15_REVISION) if name == "sd15" else (name, None)
+    return download(hub_id, revision, dtype), name
+
+
+def download(hub_id: str, revision: str | None, dtype: torch.dtype) -> Path:
+    """Fetch (or find in the cache) only what is needed of a hub model, float16 weights where they serve."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    plain = ["model_index.json", "scheduler/*", "tokenizer/*", *(f"{net}/config.json" for net in WEIGHTS)]
+    half, full = ([f"{net}/{file}{kind}.safetensors" for net, file in WEIGHTS.items()] for kind in (".fp16", ""))
+    try:
+        for weights in (half, full) if dtype == torch.float16 else (full,):
+            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=plain + weights))
+            if all((folder / file).is_file() for file in weights):
+                return folder
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"The hub has no model {hub_id!r}: check its spelling, or give a diffusers folder."
+        ) from error
+    except Exception as error:
+        raise ConnectionError(
+            f"{hub_id} is not on this machine and could not be downloaded ({type(error).__name__}): "
+            'connect to the internet once, give the folder of a local copy, or use load_base("pocket").'
+        ) from error
+    raise FileNotFoundError(f"{hub_id} offers no safetensors weights: convert it to a diffusers folder and give that.")
+
+
+def check_architecture(folder: Path) -> None:
+    """Raise one sentence unless the folder's parts are those of Stable Diffusion 1.x."""
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        raise ValueError(
+            f"{folder} is no diffusers pipeline (model_index.json is missing): save it with save_pretrained first."
+        )
+    index = read_json(index_file)
+    for net, wanted in CLASSES.items():
+        found = (index.get(net) or [None, None])[1]
+        if found != wanted:
+            raise ValueError(
+                f"{folder} has {found or 'nothing'} as its {net}, this library needs {wanted}: give an SD 1.x model."
+            )
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    if scheduler.get("prediction_type", "epsilon") != "epsilon":
+        raise ValueError(
+            f"{folder} predicts {scheduler['prediction_type']}, this library needs epsilon: give an SD 1.x model."
+        )
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file of the model folder, with one sentence if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing: the model folder is incomplete, copy or download it again."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no readable JSON ({error}): copy or download the model folder again.") from error
+
+
+def verify(folder: Path) -> None:
+    """Compare the files with SHA256SUMS, where there is one; raises one sentence naming the first that differs."""
+    sums = folder / "SHA256SUMS"
+    for line in sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else ():
+        wanted, _, name = line.strip().partition("  ")
+        path = folder / name.lstrip("*")
+        if not name:
+            continue
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: the model folder is incomplete, check it out or install it again."
+            )
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+                raise ValueError(
+                    f"{path} is damaged (its checksum differs from SHA256SUMS): check it out or install it again."
+                )
+
+
+def read_networks(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The text encoder, U-Net and VAE of a folder, on the CPU in `dtype`."""
+    nets = {}
+    for net, kind in {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}.items():
+        stem, part = WEIGHTS[net], folder / net
+        variant = "fp16" if dtype == torch.float16 and (part / f"{stem}.fp16.safetensors").is_file() else None
+        file = part / f"{stem}.{variant + '.' if variant else ''}safetensors"
+        if not file.is_file() and not any(part.glob("*.bin")):
+            raise FileNotFoundError(f"{file} is missing: the model folder is incomplete, copy or download it again.")
+        dtype_name = "dtype" if net == "text_encoder" else "torch_dtype"  # transformers and diffusers differ here
+        try:
+            nets[net] = kind.from_pretrained(part, variant=variant, local_files_only=True, **{dtype_name: dtype})
+        except Exception as error:
+            raise ValueError(
+                f"{file} cannot be read ({type(error).__name__}): copy or download the model folder again."
+            ) from error
+    return nets
+
+
+def read_scheduler(folder: Path):
+    """The scheduler that the folder names in its scheduler_config.json."""
+    name = read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "DDIMScheduler")
+    return getattr(diffusers, name).from_pretrained(folder / "scheduler", local_files_only=True)
+
+
+@torch.no_grad()
+def fingerprint_of(*nets: nn.Module) -> str:
+    """A short hash of names, shapes and the first numbers of every tensor; the same in float16 and float32."""
+    digest = hashlib.sha256()
+    for net in nets:
+        for name, tensor in sorted(net.named_parameters()):
+            head = tensor.flatten()[:16].half().cpu().numpy().tobytes()
+            digest.update(f"{name.removeprefix('text_model.')}{tuple(tensor.shape)}".encode() + head)
+    return digest.hexdigest()[:16]
+
+
+def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
+    """Write `model` as a plain diffusers folder, all or nothing (see `DiffusionModel.save_pipeline`).
+
+    A word <v> becomes L tokens <v_0> ... <v_{L-1}> that hold its L rows, and a token <v> that holds their mean: a stock
+    pipeline that is given <v> draws an approximation of the concept (one row for all layers), this library reads the L
+    rows back through new_concept_cfg.json. The official code reads the same file: it puts token <v_l> in the place of
+    <v> in the l-th of its L copies of a prompt, so its layers must be counted as here: down, mid, up.
+    """
+    from transformers import CLIPTokenizer
+
+    pipeline = model.copy().pipeline()
+    with atomic_folder(folder) as temporary:
+        model.tokenizer.save_pretrained(temporary / "tokenizer")
+        tokenizer = CLIPTokenizer.from_pretrained(
+            temporary / "tokenizer", local_files_only=True
+        )  # a private copy to extend
+        listing, rows = {}, []
+        for word, table in model.words.items():
+            names = [f"{word[:-1]}_{layer}>" for layer in range(len(table))]
+            tokenizer.add_tokens([word, *names])
+            ids = tokenizer.convert_tokens_to_ids([word, *names])
+            rows += zip(ids, [table.mean(dim=0), *table], strict=True)
+            listing[word] = {"concept_token_ids": ids[1:], "concept_token_names": names}
+        if rows:  # in a table of its own: resizing works in place, and `model` shares its weights with the copy
+            own = copy.deepcopy(pipeline.text_encoder.get_input_embeddings())
+            pipeline.text_encoder.set_input_embeddings(own)
+            pipeline.text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            weight = pipeline.text_encoder.get_input_embeddings().weight.data
+            for token, row in rows:
+                weight[token] = row.to(weight)
+        pipeline.tokenizer = tokenizer
+        pipeline.save_pretrained(temporary)
+        about = {"base_id": model.base_id, "fingerprint": model.fingerprint, "guidance": model.guidance}
+        (temporary / "mixofshow.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if listing:
+            (temporary / "new_concept_cfg.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+        if model.known_words:
+            (temporary / "words.txt").write_text("\n".join(sorted(model.known_words)) + "\n", encoding="utf-8")
+    return Path(folder)
+
+
+def read_words(folder: Path, model: DiffusionModel) -> dict[str, torch.Tensor]:
+    """The layer-wise rows (L, D) of the concept words that new_concept_cfg.json lists."""
+    path = folder / "new_concept_cfg.json"
+    if not path.is_file():
+        return {}
+    table = model.text_encoder.get_input_embeddings().weight
+    words = {word: table[entry["concept_token_ids"]].float().clone() for word, entry in read_json(path).items()}
+    L = len(model.layers)
+    for word, rows in words.items():
+        if len(rows) != L:
+            warnings.warn(f"{word} in {path} has {len(rows)} rows for {L} layers and is left out.", stacklevel=4)
+    return {word: rows for word, rows in words.items() if len(rows) == L}

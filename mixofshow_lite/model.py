@@ -1,0 +1,370 @@
+"""Text-to-image diffusion (paper 3.1): one model class for the base, for base + concept, and for the fused model.
+
+    L = E_{z, c, eps, t} || eps - eps_theta(z_t, t, c) ||^2                                   (Eq. 1)
+
+    paper        here              shape
+    z            latents           (B, C, h, w)     VAE code of the picture, times the VAE's scaling factor
+    z_t          noising(...)      (B, C, h, w)     sqrt(a_t) z + sqrt(1 - a_t) eps
+    c = psi(P)   context(prompts)  (B, L, N, D)     one text feature map per cross-attention layer
+    V+           words[word]       (L, D)           layer-wise rows of a concept word
+
+The L cross-attention layers are counted down -> mid -> up, the order in which a sample passes through them. Every size
+is read from the model.
+"""
+
+import copy
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .engine import lora
+from .engine.layerwise import encode, install
+from .files.concept import WORD, Concept, bind
+
+
+@dataclass
+class DiffusionModel:
+    """A Stable-Diffusion-shaped model. Its methods never change it: what they return shares all unchanged weights."""
+
+    tokenizer: object  # CLIPTokenizer
+    text_encoder: nn.Module  # CLIPTextModel, psi
+    unet: UNet2DConditionModel  # epsilon_theta
+    vae: AutoencoderKL
+    scheduler: object  # any diffusers scheduler; only its betas and its configuration are used
+    base_id: str = ""  # "pocket-v1", "sd15", a folder's or hub id's name
+    fingerprint: str = ""  # of the base's weights; concepts and fused models keep the one of their base
+    words: dict[str, Tensor] = field(default_factory=dict)  # concept word -> (L, D)
+    report: object = None  # what a fusion says about itself, per layer
+    guidance: float = 7.5  # default scale of classifier-free guidance
+    known_words: frozenset[str] = frozenset()  # the pocket model's vocabulary in plain words; empty: not limited
+    warned: set[str] = field(default_factory=set, repr=False)  # unknown words the user has been told of
+    layers: tuple[str, ...] = field(init=False)  # names of the L cross-attention layers, down -> mid -> up
+
+    def __post_init__(self):
+        self.layers = install(self.unet, self.tokens)
+        for net in (self.text_encoder, self.unet, self.vae):
+            net.requires_grad_(False).eval()
+
+    @property
+    def tokens(self) -> int:
+        """N, the length of a tokenized prompt."""
+        return self.tokenizer.model_max_length
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell along one side, f."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the pictures the model was trained on."""
+        side = self.unet.config.sample_size
+        h, w = side if isinstance(side, (tuple, list)) else (side, side)
+        return h * self.factor, w * self.factor
+
+    def copy(self) -> "DiffusionModel":
+        """The same model with its own modules and words, sharing every weight tensor: change it as you like."""
+        nets = {"text_encoder": lora.share(self.text_encoder), "unet": lora.share(self.unet)}
+        return replace(self, **nets, words=dict(self.words), report=copy.copy(self.report))
+
+    def with_concept(self, concept: Concept, alpha: float = 1.0) -> "DiffusionModel":
+        """Phi_0 + alpha * dPhi with the concept's words; alpha = 0 is the embedding alone, Phi_0(P*) (Fig. 3)."""
+        model = self.with_words(concept)
+        for net, factors in concept.lora.items() if alpha else ():
+            deltas = {name: lora.delta(down, up, alpha * concept.scale) for name, (down, up) in factors.items()}
+            lora.add_deltas(getattr(model, net), deltas)
+        return model
+
+    def with_words(self, *concepts: Concept) -> "DiffusionModel":
+        """The same weights with the concepts' words; raises ValueError on another architecture or a taken word."""
+        model = self.copy()
+        for concept in concepts:
+            self._check(concept)
+            for word, rows in concept.embeddings.items():
+                if word in model.words and not torch.equal(model.words[word].cpu().float(), rows.cpu().float()):
+                    raise ValueError(
+                        f"The word {word} of {concept.name!r} is taken by another concept: give it other words with "
+                        'concept.renamed("another-name").'
+                    )
+                model.words[word] = rows.detach().to(self.device, torch.float32)
+        return model
+
+    def _check(self, concept: Concept) -> None:
+        L, D = len(self.layers), self.text_encoder.config.hidden_size
+        if any(tuple(rows.shape) != (L, D) for rows in concept.embeddings.values()):
+            raise ValueError(
+                f"The concept {concept.name!r} was tuned on {concept.base_id or 'another base'}, "
+                f"the base is {self.base_id}: load it with load_base({concept.base_id!r})."
+            )
+        if concept.fingerprint and self.fingerprint and concept.fingerprint != self.fingerprint:
+            warnings.warn(
+                f"The concept {concept.name!r} was tuned on {concept.base_id}, whose weights differ from "
+                f"{self.base_id}'s: expect a weaker likeness, or load the base it was tuned on.",
+                stacklevel=4,
+            )
+
+    def context(self, prompts: str | Sequence[str], words: dict[str, Tensor] | None = None) -> Tensor:
+        """psi(P): prompts -> (B, L, N, D). A prompt without concept words is encoded once and expanded over the layers.
+
+        A prompt with concept words is bound to L layer prompts (layer l uses row l of each word) and encoded L times.
+        Gradients flow into `words` (default: the model's own) and the text encoder where they are enabled. Warns of
+        words that did not fit, that look like concept words and are none, and that the pocket model never saw.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        words = self.words if words is None else words
+        unique = list(dict.fromkeys(prompts))
+        bound = bind(self.tokenizer, unique, list(words))
+        self._warn(unique, bound.cut, words)
+        table = torch.stack([*words.values()]) if words else None  # (W, L, D)
+        contexts = dict(zip(unique, encode(self.text_encoder, bound, table, len(self.layers)), strict=True))
+        if len(prompts) == 1:
+            return contexts[prompts[0]][None]
+        return torch.stack([contexts[prompt] for prompt in prompts])
+
+    def _warn(self, prompts: list[str], cut: list[str], words: dict[str, Tensor]) -> None:
+        for rest in cut:
+            if rest:
+                warnings.warn(
+                    f"The prompt is longer than {self.tokens - 2} tokens, this was cut off: {rest!r}.", stacklevel=5
+                )
+        for word in {w for prompt in prompts for w in WORD.findall(prompt)} - set(words) - self.warned:
+            self.warned.add(word)
+            known = ", ".join(words) or "no concept words"
+            warnings.warn(
+                f"{word} is no concept word of this model (it knows {known}): join its concept first.", stacklevel=5
+            )
+        if self.known_words:
+            plain = (w for prompt in prompts for w in re.findall(r"[a-z]+", WORD.sub(" ", prompt).lower()))
+            unknown = set(plain) - self.known_words - self.warned
+            if unknown:
+                self.warned |= unknown
+                warnings.warn(
+                    f"The {self.base_id} model does not know: {', '.join(sorted(unknown))}. "
+                    f"It knows: {', '.join(sorted(self.known_words))}.",
+                    stacklevel=5,
+                )
+
+    def prompt_embeds(self, prompts: str | Sequence[str]) -> Tensor:
+        """The context as stock pipelines take it (`prompt_embeds`, `negative_prompt_embeds`): (B, L * N, D)."""
+        with torch.no_grad():
+            return self.context(prompts).flatten(1, 2).to(self.dtype)
+
+    @torch.no_grad()
+    def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """PIL pictures of one size -> latents (B, C, h, w): the mean of the VAE's posterior, scaled."""
+        x = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+        x = torch.from_numpy(x).permute(0, 3, 1, 2).to(self.device, self.vae.dtype) / 127.5 - 1  # (B, 3, H, W)
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (self.vae.encode(x).latent_dist.mean - shift) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Latents (B, C, h, w) -> PIL pictures."""
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        x = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor + shift).sample  # (B, 3, H, W)
+        x = ((x.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(picture) for picture in x]
+
+    def noise(self, n: int, seed: int, size: int | tuple[int, int] | None = None) -> Tensor:
+        """(n, C, h, w) Gaussian noise on the CPU; picture i has its own seed + i, whatever n is.
+
+        `size` in pixels, an int or (height, width); raises ValueError unless the U-Net can halve it at every level.
+        """
+        size = self.size if size is None else (size, size) if isinstance(size, int) else tuple(size)
+        step = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if any(side < step or side % step for side in size):
+            raise ValueError(f"size={size} does not fit this model: both sides must be multiples of {step} pixels.")
+        shape = (self.unet.config.in_channels, size[0] // self.factor, size[1] // self.factor)
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)])
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt: str | Sequence[str],
+        n: int = 1,
+        seed: int = 0,
+        steps: int = 25,
+        guidance: float | None = None,
+        negative_prompt: str = "",
+        size: int | tuple[int, int] | None = None,
+        regions: Sequence | None = None,
+        callback: Callable[[dict], None] | None = None,
+        progress: bool = True,
+        batch: int = 8,
+        base_ratio: float = 0.0,
+        isolate: bool = False,
+        spatial: tuple | Sequence[tuple] | None = None,
+    ) -> list[Image.Image]:
+        """Draw n pictures of the prompt (of each, if it is a list) with DPM-Solver++(2M) and classifier-free guidance.
+
+        `guidance` 1 is the conditional model alone; None is the model's default. An empty prompt is allowed and draws
+        unconditionally, with a warning. `regions` are `regional.Region`s (3.4); `base_ratio` is the global prompt's
+        share inside them, `isolate` keeps them apart in self-attention too. `spatial` is one condition (adapter,
+        picture, scale) of `spatial.load_adapter`, or several. `callback` gets a dict(step, t, latents, model) after
+        every step, for each batch of at most `batch` pictures. Raises ValueError on n, steps or size out of range.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if n < 1 or steps < 1 or not prompts:
+            raise ValueError(f"n={n}, steps={steps}, {len(prompts)} prompts: ask for at least one of each.")
+        if not all(p.strip() for p in prompts):
+            warnings.warn("The prompt is empty: the model draws whatever it likes (unconditionally).", stacklevel=3)
+        guidance = self.guidance if guidance is None else guidance
+        noise = self.noise(n, seed, size).repeat(len(prompts), 1, 1, 1)
+        context = self.context([p for p in prompts for _ in range(n)])  # (B, L, N, D)
+        negative = self.context(negative_prompt)  # (1, L, N, D)
+        pictures = []
+        with self._controls(
+            regions, spatial, guided=guidance != 1, steps=steps, base_ratio=base_ratio, isolate=isolate
+        ):
+            chunks = list(zip(noise.split(batch), context.split(batch), strict=True))
+            with tqdm(total=steps * len(chunks), disable=not progress, desc="sampling", leave=False) as bar:
+                for z, c in chunks:
+                    pictures += self.decode(self._denoise(z, c, negative, steps, guidance, callback, bar))
+        return pictures
+
+    def _denoise(self, z, context, negative, steps, guidance, callback, bar) -> Tensor:
+        """The sampling loop: (B, C, h, w) noise -> latents."""
+        scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config, algorithm_type="dpmsolver++")
+        scheduler.set_timesteps(steps, device=self.device)
+        z = z.to(self.device, self.dtype) * scheduler.init_noise_sigma
+        context = context.to(self.dtype)
+        if guidance != 1:
+            context = torch.cat([negative.to(self.dtype).expand_as(context), context])  # (2B, L, N, D)
+        for step, t in enumerate(scheduler.timesteps):
+            x = scheduler.scale_model_input(z, t)
+            if guidance == 1:
+                eps = self.unet(x, t, context).sample
+            else:
+                eps_negative, eps = self.unet(torch.cat([x, x]), t, context).sample.chunk(2)
+                eps = eps_negative + guidance * (eps - eps_negative)
+            z = scheduler.step(eps, t, z).prev_sample
+            bar.update()
+            if callback is not None:
+                callback({"step": step, "t": t.item(), "latents": z, "model": self})
+        return z
+
+    def _controls(self, regions, spatial, **options) -> ExitStack:
+        """Spatial conditions and regions, on until the stack is closed; arrows that point up, for public names."""
+        with ExitStack() as stack:
+            nets = []
+            if spatial:
+                from .engine.spatial import controlnets, spatial_control
+
+                stack.enter_context(spatial_control(self, spatial))
+                nets = controlnets(spatial)
+            if regions:
+                from .engine.regional import regional_attention
+
+                stack.enter_context(regional_attention(self, regions, controlnets=nets, **options))
+            return stack.pop_all()
+
+    def pipeline(self) -> StableDiffusionPipeline:
+        """A stock diffusers pipeline on these very networks, so that `regional_attention(model, ...)` acts in it too.
+
+        What the pipeline loads (`load_lora_weights`) therefore changes this model: `model.copy().pipeline()` keeps them
+        apart, as long as nothing is fused in place (`fuse_lora`), for the weights are shared. Plain prompts work as
+        they are; for concept words pass `prompt_embeds=model.prompt_embeds(prompt)` and
+        `negative_prompt_embeds=model.prompt_embeds("")`.
+        """
+        scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config, algorithm_type="dpmsolver++")
+        return StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def save_pipeline(self, folder: str | Path) -> Path:
+        """Write a plain diffusers folder whose concept words are real tokens; `load_base(folder)` reads them back."""
+        from .files.loading import save_pipeline
+
+        return save_pipeline(self, folder)
+
+    def to_lora(self, file: str | Path, format: str = "diffusers") -> Path:
+        """Write a fused update as an ordinary "diffusers" or "kohya" LoRA file; ValueError if nothing was fused."""
+        from .engine.fusion import to_lora  # a public name of the model; the work is the center node's
+
+        return to_lora(self, file, format)
+
+
+def noising(model: DiffusionModel, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """z_t = sqrt(a_t) z + sqrt(1 - a_t) eps, (B, C, h, w); t is (B,) with 0 <= t < the number of training steps."""
+    a = model.scheduler.alphas_cumprod.to(latents.device, torch.float32)[t].view(-1, 1, 1, 1)
+    return (a.sqrt() * latents + (1 - a).sqrt() * noise).to(latents.dtype)
+
+
+def draw_noise(
+    model: DiffusionModel, shape: Sequence[int], noise_offset: float = 0.0, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """What Eq. 1 averages over: t (B,), uniform over the training steps, and noise of the shape (B, C, h, w).
+
+    The noise is standard normal plus `noise_offset` times one normal number per channel, all from the CPU `generator`.
+    """
+    t = torch.randint(model.scheduler.config.num_train_timesteps, (shape[0],), generator=generator)
+    noise = torch.randn(shape, generator=generator)
+    return t, noise + noise_offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+
+
+def denoising_loss(
+    model: DiffusionModel,
+    latents: Tensor,
+    context: Tensor,
+    noise: Tensor | None = None,
+    t: Tensor | None = None,
+    mask: Tensor | None = None,
+    noise_offset: float = 0.0,
+    generator: torch.Generator | None = None,
+    each: bool = False,
+) -> Tensor:
+    """Eq. 1: the mean of || eps - eps_theta(z_t, t, c) ||^2 over latents (B, C, h, w) with context (B, L, N, D).
+
+    t and noise that are not given come from `draw_noise`. With a mask (B, 1, h, w) in 0..1 only the masked cells count.
+    With `each` every picture has its own mean, (B,), as the official masked loss takes them.
+    """
+    if t is None or noise is None:
+        drawn = draw_noise(model, latents.shape, noise_offset, generator)
+        t, noise = (drawn[0] if t is None else t), (drawn[1] if noise is None else noise)
+    t, noise = t.to(latents.device), noise.to(latents.device, latents.dtype)
+    predicted = model.unet(noising(model, latents, noise, t), t, context).sample
+    error = F.mse_loss(predicted.float(), noise.float(), reduction="none")  # (B, C, h, w)
+    over = (1, 2, 3) if each else (0, 1, 2, 3)
+    if mask is None:
+        return error.mean(dim=over)
+    mask = mask.to(error).expand_as(error)
+    return (error * mask).sum(dim=over) / mask.sum(dim=over).clamp(min=1)
+
+
+def load_base(
+    name: str | Path = "pocket", device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> DiffusionModel:
+    """Load "pocket" (shipped, offline), "sd15" (pinned, from the hub), a diffusers folder or a hub id.
+
+    `device` defaults to CUDA where there is one, `dtype` to float16 there and float32 on the CPU. Raises
+    FileNotFoundError, ConnectionError or ValueError with one sentence that says what to do.
+    """
+    from .files.loading import load
+
+    return load(str(name), device, dtype)

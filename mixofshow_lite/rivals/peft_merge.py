@@ -1,0 +1,107 @@
+"""peft's own ways to merge adapters, for comparison (paper 3.2): they look at the weights alone, never at the inputs.
+
+    method         what peft does                                              peft's reference
+    cat            the sum of the updates, exactly (stacks the factors)        -
+    linear         sums the factors, not the updates: a rough approximation    -
+    svd            the best approximation of the sum of rank max r_i           -
+    ties           trims small entries, elects signs, merges what agrees       TIES-Merging
+    dare_linear    drops entries at random and rescales the others             DARE
+
+`ties` and `dare_linear` act on the factors A and B; with `_svd` appended they act on the updates. Nothing is rewritten
+here: the concepts become adapters of a copy of the network and `add_weighted_adapter` merges them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from peft import LoraConfig, LoraModel
+from torch import Tensor, nn
+
+from ..engine import lora
+from ..engine.fusion import algebra
+from ..engine.fusion.report import FusionReport
+from ..engine.fusion.weight import NETS, check, layer_factors, updated_layers, with_factors
+from ..files.concept import Concept, Factors
+from ..model import DiffusionModel
+
+MERGED = "merged"
+DENSITY = 0.5  # share of the entries that ties, dare and magnitude_prune keep
+
+
+def peft_fusion(
+    base: DiffusionModel,
+    concepts: Sequence[Concept],
+    method: str = "ties",
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    **options,
+) -> DiffusionModel:
+    """The base with the concepts' updates merged by peft's `add_weighted_adapter` and all their words.
+
+    `weights` default to 1 each, as peft's users have it: `cat` is then the plain sum. `options` go to peft: density
+    (default 0.5), svd_rank, majority_sign_method. `seed` decides what `dare` drops. Raises ValueError in one sentence
+    on unusable concepts and on what peft refuses, such as `ties` of different ranks.
+    """
+    concepts, w = check(base, concepts, weights, normalise=False)
+    if not method.startswith(("cat", "linear", "svd")):
+        options.setdefault("density", DENSITY)
+    factors = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for net in NETS:
+            names = updated_layers(concepts, net)
+            members = [i for i, concept in enumerate(concepts) if concept.lora.get(net)]
+            own = {name: layer_factors(base, concepts, net, name) for name in names}
+            own = {name: [found[i] for i in members] for name, found in own.items()}
+            factors[net] = merge(getattr(base, net), own, w[members].tolist(), method, options) if names else {}
+    fused = with_factors(base.with_words(*concepts), factors)
+    settings = {"weights": tuple(w.tolist()), "seed": seed, **options}
+    fused.report = FusionReport(
+        f"peft's {method}", tuple(c.name for c in concepts), settings, factors={n: f for n, f in factors.items()}
+    )
+    return fused
+
+
+def merge(
+    net: nn.Module, own: dict[str, list[algebra.Factors]], weights: list[float], method: str, options: dict
+) -> Factors:
+    """One network's layers through peft: `own` holds every concept's factors of every layer, the scale inside `up`."""
+    n = len(weights)
+    ranks = [max(found[i][0].shape[0] for found in own.values()) for i in range(n)]
+    used = [[name for name, found in own.items() if found[i][0].shape[0]] for i in range(n)]
+    configs = {
+        f"concept{i}": LoraConfig(r=r, lora_alpha=r, lora_dropout=0.0, target_modules=used[i])
+        for i, r in enumerate(ranks)
+    }
+    model = LoraModel(lora.core(lora.share(net)), configs, "concept0")
+    for number in range(1, n):
+        model.inject_adapter(model.model, f"concept{number}")
+    layers = lora.attached(model.model)
+    if sorted(layers) != sorted(own):
+        raise RuntimeError(f"peft attached {len(layers)} LoRA layers where {len(own)} were expected.")
+    for name, layer in layers.items():
+        for i, factors in enumerate(own[name]):
+            if f"concept{i}" in layer.lora_A:
+                put(layer, f"concept{i}", factors, ranks[i])
+    try:
+        model.add_weighted_adapter(list(configs), weights, MERGED, combination_type=method, **options)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"peft cannot merge these concepts by {method!r} (ranks {', '.join(map(str, ranks))}): {error}"
+        ) from error
+    return {name: algebra.compact(take(layer)) for name, layer in layers.items()}
+
+
+def put(layer: nn.Module, adapter: str, factors: algebra.Factors, rank: int) -> None:
+    """Set one adapter of a layer; zero rows make up for a layer of smaller rank than its concept's largest."""
+    down, up = (factor.to(torch.float32) for factor in factors)
+    missing = rank - len(down)
+    down, up = nn.functional.pad(down, (0, 0, 0, missing)), nn.functional.pad(up, (0, missing))
+    layer.lora_A[adapter].weight.data = down.to(layer.lora_A[adapter].weight.device)
+    layer.lora_B[adapter].weight.data = up.to(layer.lora_B[adapter].weight.device)
+
+
+def take(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """The merged factors of a layer in float64, peft's scaling inside `up`."""
+    down, up = layer.lora_A[MERGED].weight, layer.lora_B[MERGED].weight
+    return down.detach().double().cpu(), layer.scaling[MERGED] * up.detach().double().cpu()
