@@ -7,10 +7,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import make_concept
 
 from mixofshow_lite.course.widgets import AlphaSlider
-from mixofshow_lite.course.widgets.alpha_slider import GAP, LABEL, alpha_frames, checked, render, strip
+from mixofshow_lite.course.widgets.alpha_slider import GAP, LABEL, checked, render, strip
 
 
 def toy_frames(side=32):
@@ -19,17 +18,6 @@ def toy_frames(side=32):
         alpha: {label: Image.new("RGB", (side, side), (int(200 * alpha), 60 * k, 90)) for k, label in enumerate("ab")}
         for alpha in (1.0, 0.0, 0.35)
     }
-
-
-def test_frames_are_the_models_pictures_at_each_alpha(tiny_base):
-    concepts = [make_concept(tiny_base, "bibi", 0, size=1.0), make_concept(tiny_base, "momo", 1, size=1.0)]
-    frames = alpha_frames(tiny_base, concepts, alphas=(1.0, 0.0), prompt="a {}", seed=3, steps=2)
-    assert list(frames) == [0.0, 1.0] and all(list(row) == ["bibi", "momo"] for row in frames.values())
-    alone = tiny_base.with_words(concepts[1]).sample("a <momo1> <momo2>", seed=3, steps=2, progress=False)[0]
-    np.testing.assert_array_equal(frames[0.0]["momo"], alone)  # alpha 0 is the words alone
-    assert np.abs(np.asarray(frames[1.0]["momo"], int) - np.asarray(alone)).max() > 8
-    with pytest.raises(ValueError, match="same name"):
-        alpha_frames(tiny_base, [concepts[0], concepts[0]])
 
 
 @pytest.mark.parametrize(

@@ -283,14 +283,14 @@ def test_written_files_come_back(tiny_base, tmp_path, concept, format):
 
 
 def test_kohya_files_look_like_kohyas(tmp_path, concept):
-    state = load_file(concept.to_kohya(tmp_path / "x.safetensors"))
+    state = load_file(concept.to_lora(tmp_path / "x.safetensors", "kohya"))
     stem = "lora_te_text_model_encoder_layers_1_self_attn_out_proj"
     assert {k for k in state if k.startswith(stem)} == {
         f"{stem}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")
     }
     stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
     assert state[f"{stem}.alpha"].item() == len(state[f"{stem}.lora_down.weight"]) == 2
-    diffusers_state = load_file(concept.to_diffusers(tmp_path / "y.safetensors"))
+    diffusers_state = load_file(concept.to_lora(tmp_path / "y.safetensors"))
     assert not any("alpha" in key for key in diffusers_state)
 
 
@@ -334,7 +334,7 @@ def stock_like(model, stock):
 
 def test_words_and_lora_file_together_are_the_concept(tiny_base, concept, tmp_path):
     """The embeddings travel in the folder, the LoRA in a stock file: put together they draw what the concept draws."""
-    file = concept.to_kohya(tmp_path / "x.safetensors")
+    file = concept.to_lora(tmp_path / "x.safetensors", "kohya")
     model = tiny_base.with_words(concept)
     model.pipeline().load_lora_weights(str(tmp_path), weight_name=file.name, local_files_only=True)
     drawn = [
@@ -347,7 +347,7 @@ def test_words_and_lora_file_together_are_the_concept(tiny_base, concept, tmp_pa
 def test_a_lora_without_words_fuses(tiny_base, tmp_path, concept):
     """A kohya file and an ED-LoRA in one model; the file is recorded on the prompts its phrase makes."""
     other = make_concept(tiny_base, "kiki", seed=5)
-    file = other.to_kohya(tmp_path / "kiki.safetensors")
+    file = other.to_lora(tmp_path / "kiki.safetensors", "kohya")
     bought = Concept.from_lora(file, tiny_base, class_word="rabbit", phrase="kk rabbit", verbose=False)
     assert bought.words == () and bought.phrase == "kk rabbit"
     fused = gradient_fusion(tiny_base, [concept, bought], steps=1, prompts=["a {}"], progress=False)
@@ -409,7 +409,7 @@ def test_the_official_counts_on_stable_diffusion_15(sd15_shapes, tmp_path):
     assert (
         sum(t.numel() for t in load_file(read.save(tmp_path / "potter") / "concept.safetensors").values()) == 1_116_672
     )
-    again = Concept.from_lora(read.to_kohya(tmp_path / "x.safetensors"), sd15_shapes, "man", verbose=False)
+    again = Concept.from_lora(read.to_lora(tmp_path / "x.safetensors", "kohya"), sd15_shapes, "man", verbose=False)
     assert again.source.startswith("x.safetensors: 528 of 528 tensors matched")
 
 

@@ -152,17 +152,13 @@ def test_ids_are_unique():
     assert len({entry["id"] for entry in entries}) == 4
 
 
-def test_presets_cover_what_they_say_and_keep_prompts():
-    for name, parts in scene.PRESETS.items():
-        entries = scene.apply_preset(name, [], SQUARE)
-        assert [(e["name"], tuple(e["box"]), e["weight"]) for e in entries] == parts
-        assert len(scene.to_regions(entries)) == len(parts)
-    before = scene.from_regions([Region("a cat", box=(0, 0, 0.1, 0.1)), Region("a dog", mask=disc(64))], SQUARE)
-    after = scene.apply_preset("Three columns", before, SQUARE)
-    assert [e["prompt"] for e in after] == ["a cat", "a dog", ""] and after[1]["mask"] is None
-    assert len(scene.apply_preset("Whole picture", before, SQUARE)) == 1
-    with pytest.raises(ValueError, match="Two halves"):
-        scene.apply_preset("five rows", [], SQUARE)
+@pytest.mark.parametrize("name", scene.PRESETS)
+def test_presets_are_entries_that_need_no_mending(name):
+    """The page lays them out as they are, so every box is as `clean` leaves it and covers something."""
+    parts = [{"name": title, "box": list(box), "weight": weight} for title, box, weight in scene.PRESETS[name]]
+    entries = scene.clean(parts, SQUARE)
+    assert [{key: entry[key] for key in ("name", "box", "weight")} for entry in entries] == parts
+    assert all(region.cover(16, 16).sum() > 0 for region in scene.to_regions(entries))
 
 
 @pytest.mark.parametrize(
@@ -426,8 +422,8 @@ def test_a_canvas_without_a_model_paints_only():
     canvas = RegionCanvas(size=(96, 64))
     with pytest.raises(ValueError, match="no model"):
         canvas.sample()
-    canvas.preset("Two halves")
-    assert [r.box for r in canvas.regions] == [(0, 0, 0.5, 1), (0.5, 0, 1, 1)] and not canvas._can_sample
+    canvas.regions = [Region("a cat", box=(0, 0, 0.5, 1))]
+    assert [r.box for r in canvas.regions] == [(0, 0, 0.5, 1)] and not canvas._can_sample
     with pytest.raises(ValueError, match="height, width"):
         RegionCanvas(size=(0, 64))
 

@@ -151,13 +151,6 @@ def extract(net: nn.Module) -> Factors:
     }
 
 
-def detach(net: nn.Module) -> None:
-    """Take the LoRA layers off again; the linears underneath were never changed."""
-    for name, layer in attached(net).items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(core(net).get_submodule(parent), leaf, layer.get_base_layer())
-
-
 def delta(down: Tensor, up: Tensor, alpha: float = 1.0) -> Tensor:
     """dW = alpha * up @ down, (d_out, d_in) in float32."""
     return alpha * (up.float() @ down.float())

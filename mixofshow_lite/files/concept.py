@@ -137,14 +137,6 @@ class Concept:
         scaled = {net: {m: (down, self.scale * up) for m, (down, up) in f.items()} for net, f in self.lora.items()}
         return write_lora(lora_state(scaled, format), file)
 
-    def to_diffusers(self, file: str | Path) -> Path:
-        """`to_lora(file, "diffusers")`"""
-        return self.to_lora(file, "diffusers")
-
-    def to_kohya(self, file: str | Path) -> Path:
-        """`to_lora(file, "kohya")`"""
-        return self.to_lora(file, "kohya")
-
     def renamed(self, name: str | None = None, words: Sequence[str] | None = None) -> "Concept":
         """The same concept under another name, with other words, or both; settles clashes.
 

@@ -141,8 +141,3 @@ def refuse_other_kinds(keys: Iterable[str], source: str) -> None:
 def examples(keys: list[str], n: int = 2) -> str:
     """ ", e.g. a and b", or nothing where there are no keys."""
     return f", e.g. {' and '.join(keys[:n])}" if keys else ""
-
-
-def count(factors: Mapping[str, Factors]) -> int:
-    """How many layers the factors update."""
-    return sum(map(len, factors.values()))

@@ -30,11 +30,6 @@ def concepts_dir() -> Path:
     return _shipped("concepts", "take a complete checkout or reinstall mixofshow_lite")
 
 
-def tuned_dir() -> Path:
-    """Concepts tuned on the shipped Pocket Diffusion, for notebooks that have no minutes to tune: Concept folders."""
-    return _shipped("tuned", "take a complete checkout or reinstall mixofshow_lite")
-
-
 def _shipped(name: str, remedy: str) -> Path:
     folder = data_dir() / name
     if not folder.is_dir():

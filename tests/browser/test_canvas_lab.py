@@ -24,6 +24,7 @@ CELL = """
 import time
 import numpy as np
 from PIL import Image
+from mixofshow_lite import Region
 from mixofshow_lite.course.widgets import RegionCanvas
 
 class Toy:
@@ -212,7 +213,7 @@ def test_what_is_drawn_is_in_python_and_back(lab, shot):
     lab.page.keyboard.type("a <bibi1> <bibi2>")
     lab.page.keyboard.press("Tab")
     lab.until("canvas.regions[0].prompt == 'a <bibi1> <bibi2>'")
-    lab.python("canvas.preset('Two halves')")
+    lab.python("canvas.regions = [*canvas.regions, Region('a dog', box=(0.5, 0, 1, 1))]")
     lab.root.locator(".mos-list li").nth(1).wait_for()
     lab.stage.focus()
     lab.press("Control+z")
@@ -300,7 +301,7 @@ def test_it_survives_being_scrolled_away(lab):
 def test_dark_theme(lab, shot):
     lab.page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     lab.page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
-    lab.python("canvas.preset('Three columns'); canvas.regions = canvas.regions")
+    lab.python("canvas.regions = [Region('', box=(i / 3, 0, (i + 1) / 3, 1)) for i in range(3)]")
     lab.root.locator(".mos-list li").nth(2).click()
     lab.page.wait_for_timeout(1000)
     channels = lab.root.evaluate("node => getComputedStyle(node).backgroundColor.match(/[\\d.]+/g).map(Number)")

@@ -1,51 +1,24 @@
 """The LoRA-weight slider (paper Fig. 3): turn alpha in Phi_0 + alpha dPhi and watch where an identity comes from.
 
-    frames = alpha_frames(base, concepts, alphas)    precomputed: alpha -> label -> picture
-    render(frames, 0.35)                             the pictures at one alpha; pure
-    strip(frames)                                    all of them, for readers without a front end; pure
-    AlphaSlider(frames)                              the widget, in ipywidgets 7.7 and 8
+    frames                  drawn before: alpha -> label -> picture, each column from one noise
+    render(frames, 0.35)    the pictures at one alpha; pure
+    strip(frames)           all of them, for readers without a front end; pure
+    AlphaSlider(frames)     the widget, in ipywidgets 7.7 and 8
 
 Nothing is drawn while the slider moves, so that it answers at once.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ...files.concept import Concept
-from ...model import DiffusionModel
 from .panel import Panel
 from .sampling import to_bytes
 
 Frames = Mapping[float, Mapping[str, Image.Image]]  # alpha -> label -> picture
-ALPHAS = (0.0, 0.35, 0.7, 1.0)  # Fig. 3's ends, and two between
 INK, FAINT, MARK, PAPER = (30, 32, 36), (205, 208, 214), (196, 48, 64), (255, 255, 255)
 GAP, LABEL, DIAL, EDGE = 4, 18, 34, 14  # pixels: between pictures, above them, below them, beside the dial
-
-
-def alpha_frames(
-    base: DiffusionModel,
-    concepts: Mapping[str, Concept] | Sequence[Concept],
-    alphas: Sequence[float] = ALPHAS,
-    prompt: str = "photo of a {}",
-    seed: int = 0,
-    steps: int = 25,
-) -> dict[float, dict[str, Image.Image]]:
-    """One picture per concept and alpha, all from the same noise: alpha -> label -> picture.
-
-    Labels are the mapping's keys, or the concepts' names. Raises ValueError where two concepts have one name.
-    """
-    named = dict(concepts) if isinstance(concepts, Mapping) else {concept.name: concept for concept in concepts}
-    if len(named) != len(concepts):
-        raise ValueError("Two concepts have the same name: give a dict of label -> concept.")
-    frames: dict[float, dict[str, Image.Image]] = {float(alpha): {} for alpha in sorted(alphas)}
-    for label, concept in named.items():
-        for alpha, row in frames.items():
-            model = base.with_concept(concept, alpha)
-            text = prompt.format(concept.phrase)
-            row[label] = model.sample(text, seed=seed, steps=steps, progress=False)[0]
-    return frames
 
 
 def render(frames: Frames, alpha: float) -> Image.Image:
@@ -122,7 +95,9 @@ def checked(frames: Frames) -> dict[float, Mapping[str, Image.Image]]:
 class AlphaSlider(Panel):
     """A slider over frames: leave it as the last line of a cell.
 
-        slider = AlphaSlider(alpha_frames(base, concepts))
+        models = {alpha: base.with_concept(concept, alpha) for alpha in (0, 0.35, 0.7, 1)}
+        text = f"photo of a {concept.phrase}"
+        slider = AlphaSlider({alpha: {concept.name: model.sample(text, seed=0)[0]} for alpha, model in models.items()})
         slider.alpha = 0.35     # as if it were moved; snaps to the nearest frame
 
     Where no front end can show it (a page on GitHub, a run without a browser, no ipywidgets) there is a strip of all

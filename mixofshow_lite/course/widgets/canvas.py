@@ -140,10 +140,6 @@ class RegionCanvas(anywidget.AnyWidget):
             picture = Image.fromarray(picture)
         self._background = "" if picture is None else data_url(picture)
 
-    def preset(self, name: str) -> None:
-        """Lay the regions out as in `scene.PRESETS`; prompts that are there stay, in order."""
-        self._regions = scene.apply_preset(name, self._regions, self._pixels)
-
     def to_json(self) -> str:
         """Prompts, seed, steps and regions as a text that `from_json` and the page's Import read."""
         return scene.to_json(self._settings(), self._regions)

@@ -213,16 +213,6 @@ def from_regions(regions: Sequence[Region], pixels: tuple[int, int], old: Sequen
     return clean(entries, pixels)
 
 
-def apply_preset(name: str, entries: Sequence[Mapping], pixels: tuple[int, int]) -> list[dict]:
-    """A preset's boxes with the prompts that are already there, in order; raises ValueError on an unknown name."""
-    if name not in PRESETS:
-        raise ValueError(f"There is no preset {name!r}: choose one of {', '.join(PRESETS)}.")
-    kept = [{key: entry[key] for key in ("id", "prompt", "negative_prompt", "color")} for entry in entries]
-    kept += [{}] * len(PRESETS[name])
-    shapes = ({"name": title, "box": list(box), "weight": weight} for title, box, weight in PRESETS[name])
-    return clean([{**old, **shape} for old, shape in zip(kept, shapes, strict=False)], pixels)
-
-
 def to_json(settings: Mapping, entries: Sequence[Mapping]) -> str:
     """The canvas as a text to keep: prompt, negative_prompt, seed, steps and the regions."""
     return json.dumps({"format": FORMAT, "version": VERSION, **settings, "regions": list(entries)}, indent=1)

@@ -8,8 +8,6 @@ the concept's own layer did on its own inputs, 1 when it does what the base did.
 import math
 from dataclasses import dataclass, field
 
-from matplotlib.figure import Figure
-
 from ...files.concept import Factors
 from .drift import Drift
 
@@ -79,11 +77,14 @@ class FusionReport:
             f"{lost / total:.0%} of all that it lost"
         )
 
-    def plot(self, which: str | None = None) -> Figure:
-        """A heat map layer x concept of the residuals, 0 (kept) to 1 (lost): weight fusion beside this fusion.
+    def plot(self, which: str | None = None):
+        """A matplotlib Figure: heat maps layer x concept of the residuals, 0 (kept) to 1 (lost).
 
-        `which`, "before" or "after", draws one of the two. Raises ValueError if nothing was recorded.
+        Weight fusion is on the left, this fusion on the right; `which`, "before" or "after", draws one of the two.
+        Raises ValueError if nothing was recorded.
         """
+        from matplotlib.figure import Figure
+
         if not self.layers:
             raise ValueError(f"{self.method} records nothing, so there is nothing to plot: use gradient_fusion.")
         kinds = {"before": "weight fusion", "after": self.method}
