@@ -207,7 +207,7 @@ def test_bad_official_files(tiny_base, tmp_path, concept):
     ("key", "message"),
     [
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "a LoRA for SDXL"),
-        ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight", "a LoRA for SDXL"),
+        ("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q.lora_down.weight", "a LoRA for SDXL"),
         ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "Flux"),
         ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "Flux"),
         ("lora_unet_down_blocks_0_attentions_0_proj_in.hada_w1_a", "a LoHa"),
@@ -217,7 +217,7 @@ def test_bad_official_files(tiny_base, tmp_path, concept):
         ("emb_params", "textual-inversion"),
         ("model.diffusion_model.input_blocks.0.0.weight", "whole model|SDXL"),
         ("unet.down_blocks.0.attentions.0.nonsense.lora_A.weight", "1 did not, e.g. unet.down_blocks.0"),
-        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_A.bias", "1 did not"),
+        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_A.bias", "lora_bias"),
     ],
 )
 def test_other_kinds_of_files_are_named(tiny_base, tmp_path, concept, key, message):
@@ -242,6 +242,7 @@ def test_bad_lora_files(tiny_base, tmp_path, concept):
     down = next(key for key in state if key.endswith("down.weight"))
     fails("none belongs to a layer of tiny_base, e.g. a", {"a": torch.ones(1)})
     fails("0 tensors and none belongs", {})
+    fails("1 tensor and none belongs", {"a": torch.ones(1)})
     fails("has no down weight", {k: t for k, t in state.items() if k != down})
     fails("another base model", {**state, down: torch.ones(2, 48)})
     fails("another base model", {**state, down: torch.ones(3, 32)})
