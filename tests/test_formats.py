@@ -257,7 +257,7 @@ def test_bad_lora_files(tiny_base, tmp_path, concept):
     fails("There is no file", error=FileNotFoundError)
     (tmp_path / "peft").mkdir()
     save_file(state, tmp_path / "peft" / "adapter_model.safetensors")
-    for config, message in ({"peft_type": "LOHA"}, "is a LOHA"), ({"use_dora": True}, "is a DoRA"):
+    for config, message in ({"peft_type": "LOHA"}, "is a LoHa"), ({"use_dora": True}, "is a DoRA"):
         (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
         file = tmp_path / "peft"
         fails(message)
