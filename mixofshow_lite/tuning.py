@@ -1,0 +1,294 @@
+"""Single-client concept tuning (paper 3.3.1): one loop that minimises Eq. 1 on a client's pictures, for five recipes.
+
+recipe              words, and how they start     trained weights                      paper
+textual_inversion   V: class                      none                                 Textual Inversion [9]
+p_plus              V+: class                     none                                 P+ [4]
+lora                V: class                      LoRA on text encoder and U-Net       LoRA [3]
+custom_diffusion    V: random, then the class     whole cross-attention keys, values   Custom Diffusion [11]
+ed_lora             V_rand+ V_class+              LoRA on text encoder and U-Net       ED-LoRA, the paper's
+
+paper     here            shape
+z, eps    batch.latents   (B, C, h, w)    and batch.noise
+P*        batch.prompts   B strings       captions that name the concept by its words
+V, V+     words           word -> (1, D) or (L, D), trainable
+dPhi      LoRALinear      on the attention linears of a copy of the model, see lora.py
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import layer_size, stored_attention
+from .diffusion import Model, add_noise, draw_noise, encode_images, sample
+from .lora import Concept, attach, extract
+from .prompts import bind, class_embedding, embedding_std, find_words, random_embedding
+
+EVERYWHERE = ""  # every attention linear of the U-Net
+KEYS_AND_VALUES = r"attn2\.to_[kv]$"  # what Custom Diffusion trains: where the prompt enters
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is tuned and how fast. The defaults are those of the baselines in the official research branch."""
+
+    name: str
+    init: tuple[str, ...]  # one word each: "rand" starts at random, "class" as the class word
+    layerwise: bool = False  # V+ (an embedding per cross-attention layer) or V (one for all)
+    class_after: bool = False  # prompts write "<v> rabbit", with the class word itself untrained
+    text_lora: bool = False  # LoRA on the text encoder
+    unet_lora: str | None = None  # on which U-Net layers (a regular expression); None: none
+    rank: int | None = 4  # r; None trains whole updates
+    lr_words: float = 1e-3
+    lr_text: float = 1e-5
+    lr_unet: float = 1e-4
+    decay: bool = True  # learning rates fall linearly to 0; False: they stay
+    steps: int | None = 500  # None: 500 times the number of pictures, divided by the batch
+    batch: int = 2
+    noise_offset: float = 0.0  # see diffusion.draw_noise
+    background: float = 1.0  # loss weight outside the concept's mask: 1 is Eq. 1, 0 the official masked loss
+    attention: float = 0.0  # weight of `outside_attention`
+    freeze_norm: float | None = None  # words freeze at this multiple of a random embedding's norm; None: never
+    prior: int = 0  # pictures of the class, one of them beside each of the concept's in a batch
+    prior_weight: float = 1.0  # of their loss
+
+
+RECIPES = {
+    # Baselines: research branch, TI_catA, Lora_catA and Custom_Diffusion_catA. P+ there also has a density loss on its
+    # words, which is left out.
+    "textual_inversion": Recipe("textual_inversion", init=("class",)),
+    "p_plus": Recipe("p_plus", init=("class",), layerwise=True),
+    "lora": Recipe("lora", init=("class",), text_lora=True, unet_lora=EVERYWHERE, lr_words=5e-4),
+    "custom_diffusion": Recipe(
+        "custom_diffusion",
+        init=("rand",),
+        class_after=True,
+        unet_lora=KEYS_AND_VALUES,
+        rank=None,
+        lr_words=8e-5,  # 2e-5 times the batch
+        lr_unet=8e-5,
+        decay=False,
+        steps=250,
+        batch=4,
+        prior=200,
+    ),
+    # The paper's own: main branch, 8101_EDLoRA_potter. (The research branch tunes characters for 1000 steps, without
+    # mask, attention regularisation and freezing.)
+    "ed_lora": Recipe(  # 3.3.1 ED-LoRA
+        "ed_lora",
+        init=("rand", "class"),  # V = V_rand+ V_class+
+        layerwise=True,
+        text_lora=True,
+        unet_lora=EVERYWHERE,
+        rank=4,
+        lr_words=1e-3,
+        lr_text=1e-5,
+        lr_unet=1e-4,
+        decay=True,
+        steps=None,
+        batch=4,
+        noise_offset=0.01,
+        background=0.0,
+        # 0.01 officially, added to a masked loss that sums over the latent's 4 channels and divides by a mask of one:
+        # beside a mean over all numbers, as here, that is a quarter.
+        attention=0.0025,
+        freeze_norm=1.5,  # officially a norm of 0.55, where a random embedding starts at 0.013 * sqrt(768) = 0.36
+    ),
+}
+
+
+@dataclass
+class Pictures:
+    """What a client tunes on; it never leaves the client."""
+
+    latents: Tensor  # (P, C, h, w), encoded once
+    prompts: list[str]  # P captions with the concept's words in their place
+    masks: Tensor  # (P, 1, h, w) 1 on the concept; all 1 without masks
+
+
+@dataclass
+class Batch:
+    """One step's share of the pictures, with the noise it is hidden in."""
+
+    latents: Tensor  # (B, C, h, w)
+    prompts: list[str]  # B
+    masks: Tensor  # (B, 1, h, w)
+    noise: Tensor  # (B, C, h, w)
+    t: Tensor  # (B,)
+    weight: Tensor  # (B,) of each picture in the loss
+
+
+def class_pictures(model: Model, class_word: str, n: int, seed: int = 0) -> Pictures:
+    """Custom Diffusion's prior: n pictures of the class, so that the class word keeps its general meaning.
+
+    Drawn by the model itself; the official code retrieves photographs.
+    """
+    prompt = f"photo of a {class_word}"
+    latents = encode_images(model, sample(model, prompt, n=n, seed=seed))  # (n, C, h, w)
+    return Pictures(latents, [prompt] * n, torch.ones_like(latents[:, :1]))
+
+
+def draw_batches(
+    model: Model, recipe: Recipe, pictures: Pictures, prior: Pictures | None = None, seed: int = 0
+) -> Iterator[Batch]:
+    """Batches without end: `recipe.batch` random pictures, with as many of the prior beside them if there is one."""
+    # The only source of randomness in the loop: the same seed gives the same concept.
+    generator = torch.Generator().manual_seed(seed)
+    sources = [(pictures, 1.0)]
+    if prior is not None:
+        sources.append((prior, recipe.prior_weight))
+    while True:
+        latents, prompts, masks, weight = [], [], [], []
+        for source, loss_weight in sources:
+            for i in torch.randint(len(source.prompts), (recipe.batch,), generator=generator).tolist():
+                latents.append(source.latents[i])
+                prompts.append(source.prompts[i])
+                masks.append(source.masks[i])
+                weight.append(loss_weight / recipe.batch)
+        latents = torch.stack(latents)
+        t, noise = draw_noise(model, latents.shape, recipe.noise_offset, generator)
+        t, noise = t.to(latents.device), noise.to(latents)
+        yield Batch(latents, prompts, torch.stack(masks), noise, t, torch.tensor(weight).to(latents))
+
+
+def tuning_loss(model: Model, batch: Batch, words: dict[str, Tensor], recipe: Recipe) -> Tensor:
+    """Eq. 1 on one batch -> (), inside the concept's masks and with the recipe's regularisation."""
+    c = model.context(batch.prompts, words)  # (B, L, N, D)
+    z_t = add_noise(model, batch.latents, batch.noise, batch.t)  # (B, C, h, w)
+    with stored_attention(model.unet) as store:
+        predicted = model.unet(z_t, batch.t, c).sample  # (B, C, h, w)
+    error = (batch.noise - predicted).square()  # Eq. 1
+    counted = recipe.background + (1 - recipe.background) * batch.masks  # (B, 1, h, w)
+    counted = counted.expand_as(error)
+    loss = (error * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp(min=1)  # (B,)
+    if recipe.attention > 0:
+        maps = word_attention(model, store.maps(), batch.prompts, words)  # L times (B, W, T)
+        loss = loss + recipe.attention * outside_attention(maps, batch.masks)
+    return (batch.weight * loss).sum()
+
+
+def word_attention(model: Model, maps: list[Tensor], prompts: list[str], words: dict[str, Tensor]) -> list[Tensor]:
+    """Of attention maps (B, T, N) those of the concept's W words, (B, W, T) for each layer."""
+    slots = bind(model.tokenizer, prompts, list(words)).slots.to(maps[0].device)  # (B, N)
+    places = find_words(slots, len(words))  # (B, W, N)
+    return [places @ weights.transpose(1, 2) for weights in maps]
+
+
+def outside_attention(maps: list[Tensor], masks: Tensor) -> Tensor:
+    """Attention regularisation (official main branch): how much the concept's words look outside of it, (B,).
+
+    For each feature-map size: the mean map (B, W, T) over its layers, relative to its peak, averaged outside the masks
+    (B, 1, h, w); summed over words and sizes. The official code takes the peak of the whole batch; here each picture
+    has its own, so that it does not depend on its neighbours.
+    """
+    h, w = masks.shape[-2:]
+    penalty = torch.zeros(len(masks), device=masks.device)
+    for T in sorted({weights.shape[2] for weights in maps}):
+        mean = torch.stack([weights for weights in maps if weights.shape[2] == T]).mean(dim=0)  # (B, W, T)
+        relative = mean / mean.amax(dim=2, keepdim=True).clamp(min=1e-8)
+        inside = F.adaptive_avg_pool2d(masks, layer_size(T, h, w)).flatten(2)  # (B, 1, T)
+        outside = 1 - inside
+        per_word = (relative * outside).sum(dim=2) / outside.sum(dim=2).clamp(min=1e-8)  # (B, W)
+        penalty = penalty + per_word.sum(dim=1)  # 3.3.1 attention regularisation (official code)
+    return penalty
+
+
+@dataclass
+class Tuning:
+    """A concept on its way: what is trained, and all that is needed to make a `Concept` of it."""
+
+    name: str
+    class_word: str
+    recipe: Recipe
+    model: Model  # a copy of the base, with LoRAs attached
+    words: dict[str, nn.Parameter]  # word -> (L, D) or (1, D)
+
+    @property
+    def phrase(self) -> str:
+        """How a prompt names the concept: "<bibi1> <bibi2>", or "<bibi1> rabbit" if the class word comes after."""
+        if self.recipe.class_after:
+            return " ".join([*self.words, self.class_word])
+        return " ".join(self.words)
+
+
+def start_tuning(base: Model, name: str, class_word: str, recipe: Recipe, seed: int = 0) -> Tuning:
+    """The recipe's words <name1>, <name2> ... and fresh LoRAs on a copy of the base; the base stays as it is."""
+    model = base.copy()
+    copies = len(base.layers) if recipe.layerwise else 1
+    words = {}
+    for number, kind in enumerate(recipe.init, start=1):
+        word = f"<{name}{number}>"
+        if kind == "rand":
+            row = random_embedding(base.text_encoder, word, seed)
+        else:
+            row = class_embedding(base.text_encoder, base.tokenizer, class_word)
+        # Every layer starts from the same embedding; tuning makes them differ.
+        words[word] = nn.Parameter(row.to(base.unet.device).repeat(copies, 1))  # (L, D) or (1, D)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of A, the random half of the LoRAs
+        if recipe.text_lora:
+            attach(model.text_encoder, recipe.rank)
+        if recipe.unet_lora is not None:
+            attach(model.unet, recipe.rank, recipe.unet_lora)
+    return Tuning(name, class_word, recipe, model, words)
+
+
+def make_optimizer(tuning: Tuning) -> torch.optim.AdamW:
+    """AdamW with a learning rate of its own for the words, the text encoder and the U-Net."""
+    recipe = tuning.recipe
+    groups = [{"params": list(tuning.words.values()), "lr": recipe.lr_words}]
+    for net, lr in ((tuning.model.text_encoder, recipe.lr_text), (tuning.model.unet, recipe.lr_unet)):
+        trainable = [weight for weight in net.parameters() if weight.requires_grad]
+        if trainable:
+            groups.append({"params": trainable, "lr": lr})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.01)
+
+
+def freezing_norm(tuning: Tuning) -> float:
+    """The mean norm of the words from which on they are frozen, so that the LoRA keeps its share of the work."""
+    if tuning.recipe.freeze_norm is None:
+        return math.inf
+    D = tuning.model.text_encoder.config.hidden_size
+    return tuning.recipe.freeze_norm * embedding_std(tuning.model.text_encoder) * math.sqrt(D)
+
+
+def tuning_steps(tuning: Tuning, batches: Iterator[Batch], steps: int) -> Iterator[dict]:
+    """The loop, as a generator: tunes in place and yields dict(step, loss, embedding_norm, tuning) after each step.
+
+    Progress bar, checkpoint and preview stand outside, in the code that consumes it; `to_concept` gives the concept so
+    far.
+    """
+    recipe, words = tuning.recipe, tuning.words
+    optimizer = make_optimizer(tuning)
+    decay = 1 / steps if recipe.decay else 0.0  # linearly to 0
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - decay * step)
+    limit = freezing_norm(tuning)
+    for step in range(steps):
+        loss = tuning_loss(tuning.model, next(batches), words, recipe)
+        loss.backward()
+        norm = torch.cat(list(words.values())).norm(dim=1).mean().item()
+        if norm >= limit:
+            for row in words.values():
+                row.grad = None  # AdamW leaves alone what has no gradient
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        yield {"step": step, "loss": loss.item(), "embedding_norm": norm, "tuning": tuning}
+
+
+def to_concept(tuning: Tuning) -> Concept:
+    """What has been tuned so far, as a Concept with tensors of its own."""
+    L = len(tuning.model.layers)
+    embeddings = {}
+    for word, rows in tuning.words.items():
+        embeddings[word] = rows.detach().cpu().expand(L, -1).clone()  # (L, D), also of a V
+    lora = {}
+    for net in ("text_encoder", "unet"):
+        factors = extract(getattr(tuning.model, net))
+        if factors:
+            lora[net] = factors
+    words = tuple(tuning.words)
+    return Concept(tuning.name, words, tuning.class_word, embeddings, lora, phrase=tuning.phrase)
