@@ -98,7 +98,7 @@ def marks_kept(
     """The part of a concept's marks that can be read from its pictures, 0..1. Ours, to be checked by eye.
 
     `marks` names them by kind, {"pattern": "stripes", "part": "cape"}; `classify(picture, "pattern")` is any classifier
-    that answers which pattern it sees.
+    that answers which pattern it sees. Raises ValueError without pictures or without marks.
     """
     if not images or not marks:
         raise ValueError("There is nothing to read: give at least one picture and one mark.")

@@ -110,7 +110,7 @@ def recorded_grams(linears: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]
     grams: dict[str, Tensor] = {}
 
     def record(name: str, x: Tensor) -> None:
-        rows = x.detach().flatten(0, -2).double().cpu()  # 3.3.2 X_i, transposed: (rows, d_in)
+        rows = x.detach().flatten(0, -2).double().cpu()  # 3.3.2 X_i: as rows, (rows, d_in)
         grams[name] = grams.get(name, 0) + rows.T @ rows  # float64: directions without input stay exactly 0
 
     handles = []
@@ -223,7 +223,10 @@ def fuse_layers(
     grams: list[dict[str, Tensor]] | None,
     fusion: Fusion,
 ) -> Model:
-    """A copy of the model whose named layers are fused by Eq. 3; their weights must still be the base's."""
+    """A copy of the model whose named layers are fused by Eq. 3; their weights must still be the base's.
+
+    `grams` has for each concept name -> (d_in, d_in), or is None for a fusion that looks at no inputs.
+    """
     fused = fused.copy()
     layers = layers_of(getattr(fused, net), names)
     changes = {}

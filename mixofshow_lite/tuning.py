@@ -121,13 +121,13 @@ class Batch:
     weight: Tensor  # (B,) of each picture in the loss
 
 
-def class_pictures(model: Model, class_word: str, n: int, seed: int = 0) -> Pictures:
+def class_pictures(model: Model, class_word: str, n: int, seed: int = 0, steps: int = 25) -> Pictures:
     """Custom Diffusion's prior: n pictures of the class, so that the class word keeps its general meaning.
 
     Drawn by the model itself; the official code retrieves photographs.
     """
     prompt = f"photo of a {class_word}"
-    latents = encode_images(model, sample(model, prompt, n=n, seed=seed))  # (n, C, h, w)
+    latents = encode_images(model, sample(model, prompt, n=n, seed=seed, steps=steps))  # (n, C, h, w)
     return Pictures(latents, [prompt] * n, torch.ones_like(latents[:, :1]))
 
 
@@ -192,7 +192,7 @@ def outside_attention(maps: list[Tensor], masks: Tensor) -> Tensor:
         inside = F.adaptive_avg_pool2d(masks, layer_size(T, h, w)).flatten(2)  # (B, 1, T)
         outside = 1 - inside
         per_word = (relative * outside).sum(dim=2) / outside.sum(dim=2).clamp(min=1e-8)  # (B, W)
-        penalty = penalty + per_word.sum(dim=1)  # 3.3.1 attention regularisation (official code)
+        penalty = penalty + per_word.sum(dim=1)  # 3.3.1 attention regularisation: official code
     return penalty
 
 

@@ -513,13 +513,14 @@ def test_recorded_inputs(one):
         pass
 
 
-RECORDING = fusion.Recording(steps=2)
+RECORDING = fusion.Recording(spatial_prompts=("photo of a {}", "{} on the beach"), steps=2, guidance=3.0, seed=5)
 
 
 @pytest.fixture(scope="module")
 def fusing(model):
     """A gradient fusion of two concepts, and every call of its Fusion in order: (W0, deltas, grams)."""
     concepts = [random_concept(model, "bibi"), random_concept(model, "coco", 1)]
+    concepts[1].scale = 0.5
     calls = []
 
     def spy(W0, deltas, grams):
@@ -561,7 +562,7 @@ def test_equation_3(model, fusing):
         assert close(W0, before[f"{net}.{name}"].double())
         for concept, dW in zip(concepts, deltas, strict=True):
             down, up = concept.lora[net][name]
-            assert close(dW, (up @ down).double())
+            assert close(dW, concept.scale * (up @ down).double())
         wanted = fusion.closed_form(W0, deltas, grams, ridge=0.01)
         assert close(after[f"{net}.{name}"], wanted.float())
     assert list(fused.words) == ["<bibi1>", "<bibi2>", "<coco1>", "<coco2>"]
@@ -610,9 +611,11 @@ def test_pictures_are_recorded_with_fused_keys(model, fusing):
             if not is_kv(layer):
                 down, up = concept.lora["unet"][layer]
                 W0 = weights_of(model)[f"unet.{layer}"]
-                linear.weight = torch.nn.Parameter(W0 + up @ down, requires_grad=False)
-        run = partial(diffusion.sample, own, f"photo of a {concept.phrase}", steps=2, guidance=1.0)
-        wanted = gram_of(lora.attention_linears(own.unet)[name], run)
+                linear.weight = torch.nn.Parameter(W0 + concept.scale * up @ down, requires_grad=False)
+        wanted = 0
+        for seed, prompt in ((5, f"photo of a {concept.phrase}"), (6, f"{concept.phrase} on the beach")):
+            run = partial(diffusion.sample, own, prompt, seed=seed, steps=2, guidance=3.0)
+            wanted = wanted + gram_of(lora.attention_linears(own.unet)[name], run)
         assert torch.allclose(gram, wanted, rtol=1e-3, atol=1e-4 * wanted.max().item())
 
 
