@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 from tiny import make_concept
 
 import mixofshow_lite as mos
@@ -351,20 +352,65 @@ def test_peft_dare_is_seeded_and_ties_of_all_entries_agrees_by_hand(tiny_base, p
     drawn = [rivals.peft_fusion(tiny_base, pair, "dare_linear", seed=s) for s in (1, 1, 2)]
     assert far(drawn[0], drawn[1]) == 0 < far(drawn[0], drawn[2])
     merged = rivals.peft_fusion(tiny_base, pair, "ties", density=1.0).report.factors["unet"]
-    name = next(iter(merged))
+    name, expected = next(iter(merged)), []
     for side in (0, 1):  # nothing is trimmed: per entry, the mean of those who have the sign of the sum
         both = torch.stack([c.lora["unet"][name][side] for c in pair])
         agree = both.sign() == both.sum(dim=0).sign()
-        expected = (both * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
-        assert torch.allclose(merged[name][side].float(), expected, atol=1e-6)
+        expected.append((both * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1))
+    assert torch.allclose(dense(merged[name]).float(), expected[1] @ expected[0], atol=1e-6)
+
+
+ALIKE = 0.05  # a client's update within 5 % of what some ranks of a file say
+
+
+@pytest.mark.parametrize("writer", ["weight", "sum", "gradient", "lbfgs", "span", "constrained", "cat", "alone"])
+def test_no_fused_file_shows_a_clients_factors(tiny_base, pair, tmp_path, writer):
+    """No run of ranks in the written file is a client's update, whatever its scale; stacked factors are, exactly."""
+    fuse = {
+        "weight": lambda: weight_fusion(tiny_base, pair),
+        "sum": lambda: weight_fusion(tiny_base, pair, normalise=False),
+        "gradient": lambda: gradient_fusion(tiny_base, pair, **LIGHT),
+        "lbfgs": lambda: gradient_fusion(tiny_base, pair, solver="lbfgs", iterations=(5, 5, 5), **LIGHT),
+        "span": lambda: gradient_fusion(tiny_base, pair, span=True, **LIGHT),
+        "constrained": lambda: rivals.constrained_fusion(tiny_base, pair, progress=False),
+        "cat": lambda: rivals.peft_fusion(tiny_base, pair, "cat"),
+        "alone": lambda: weight_fusion(tiny_base, pair[:1]),
+    }
+    model = fuse[writer]()
+    written = load_file(model.to_lora(tmp_path / "x.safetensors"))
+    seen = []
+    for net, layers in pair[0].lora.items():
+        for name in layers:
+            down, up = (next(t for k, t in written.items() if f"{name}.lo" in k and end in k) for end in ("down", "up"))
+            for concept in pair:
+                own_down, own_up = concept.lora[net][name]
+                for first in range(len(down) - 1):
+                    some = slice(first, first + 2)
+                    seen.append((off(up[:, some] @ down[some], own_up @ own_down), off(up[:, some], own_up)))
+    updates, columns = zip(*seen, strict=True)
+    if writer == "alone":
+        assert min(updates) < 1e-5 < ALIKE < min(columns)  # one concept is itself: only its factors are not shown
+    else:
+        assert min(updates) > ALIKE and min(columns) > ALIKE
+    stacked = torch.cat([c.lora["unet"][name][1] for c in pair], dim=1)
+    assert off(stacked[:, 2:], pair[1].lora["unet"][name][1]) < 1e-6  # what the file would show as it comes
+
+
+def off(found, wanted):
+    """|| wanted - a * found || / || wanted || for the best number a."""
+    a = (found * wanted).sum() / found.square().sum().clamp(min=1e-12)
+    return ((wanted - a * found).norm() / wanted.norm()).item()
 
 
 def test_what_peft_refuses_is_one_sentence(tiny_base, pair):
     thin = replace(
         pair[1], lora={net: {n: (d[:1], u[:, :1]) for n, (d, u) in f.items()} for net, f in pair[1].lora.items()}
     )
-    with pytest.raises(ValueError, match=r"'ties' \(ranks 2, 1\)"):
-        rivals.peft_fusion(tiny_base, [pair[0], thin], "ties")
+    for method, instead in (("ties", "'ties_svd'"), ("dare_linear", "'dare_linear_svd'"), ("linear", "'svd'")):
+        with pytest.raises(ValueError, match=rf"one rank, these have 2 and 1: take {instead}") as caught:
+            rivals.peft_fusion(tiny_base, [pair[0], thin], method)
+        assert "\n" not in str(caught.value)
+        rivals.peft_fusion(tiny_base, [pair[0], thin], instead.strip("'"))
     with pytest.raises(ValueError, match="cannot merge these concepts by 'stew'"):
         rivals.peft_fusion(tiny_base, pair, "stew")
     total = weight_fusion(tiny_base, [pair[0], thin], normalise=False)

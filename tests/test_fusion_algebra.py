@@ -309,8 +309,19 @@ def test_whole_updates_are_stored_compactly():
         small = algebra.compact(many)
         assert small[0].shape == (10, d_in) and small[1].shape == (d_out, 10)
         assert torch.allclose(algebra.dense(small), algebra.dense(many), atol=1e-12)
-    few = random_factors(0)
-    assert algebra.compact(few) is few
+
+
+def test_compact_factors_depend_on_their_product_alone():
+    """However the same update is cut into ranks, the same numbers are stored (up to each rank's sign)."""
+    down, up = random_factors(0)
+    mix = torch.randn(RANK, RANK, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    first, second = algebra.compact((down, up)), algebra.compact((mix @ down, up @ mix.inverse()))
+    for one, other in zip(first, second, strict=True):
+        assert torch.allclose(one.abs(), other.abs(), atol=1e-9) and one.abs().max() > 0.1
+    assert torch.allclose(algebra.dense(first), up @ down, atol=1e-12)
+    assert first[0].shape == down.shape and torch.allclose(first[0] @ first[0].T, first[1].T @ first[1], atol=1e-12)
+    none = algebra.compact(algebra.no_update(D_IN, D_OUT))
+    assert none[0].shape == (0, D_IN) and none[1].shape == (D_OUT, 0)
 
 
 @pytest.mark.parametrize("towards", ["base", "average"])

@@ -25,6 +25,7 @@ from ..files.concept import Concept, Factors
 from ..model import DiffusionModel
 
 MERGED = "merged"
+ONE_RANK = ("linear", "ties", "dare_ties", "dare_linear", "magnitude_prune")  # add or compare factors entry by entry
 DENSITY = 0.5  # share of the entries that ties, dare and magnitude_prune keep
 
 
@@ -68,6 +69,12 @@ def merge(
     """One network's layers through peft: `own` holds every concept's factors of every layer, the scale inside `up`."""
     n = len(weights)
     ranks = [max(found[i][0].shape[0] for found in own.values()) for i in range(n)]
+    if method in ONE_RANK and len(set(ranks)) > 1:
+        instead = "svd" if method == "linear" else f"{method}_svd"
+        raise ValueError(
+            f"peft's {method!r} needs concepts of one rank, these have {' and '.join(map(str, ranks))}: "
+            f"take {instead!r}, which merges the updates themselves, or 'cat', their sum."
+        )
     used = [[name for name, found in own.items() if found[i][0].shape[0]] for i in range(n)]
     configs = {
         f"concept{i}": LoraConfig(r=r, lora_alpha=r, lora_dropout=0.0, target_modules=used[i])

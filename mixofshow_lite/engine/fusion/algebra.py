@@ -48,13 +48,19 @@ def no_update(d_in: int, d_out: int) -> Factors:
 
 
 def compact(factors: Factors) -> Factors:
-    """The same update with at most min(d_out, d_in) rows: whole updates (Custom Diffusion) would add up to more."""
+    """The same update by its own singular directions: down (k, d_in), up (d_out, k), k = min(r, d_in, d_out).
+
+    Stacked as they come, the ranks of a fused update are the concepts' own up_i (and for an average their down_i), one
+    after the other, for anyone to cut apart. So they are rotated by an orthogonal Q, up Q and Q^T down, into the form
+    that depends on the sum up @ down alone (up to signs): the singular vectors, each side times the root of the
+    singular value. Whole updates (Custom Diffusion), whose ranks add up to more than the layer is wide, become short.
+    """
     down, up = factors
-    if down.shape[0] <= min(down.shape[1], up.shape[0]):
-        return factors
-    update = dense(factors)
-    eye = torch.eye(min(update.shape), dtype=update.dtype)
-    return (eye, update) if update.shape[1] <= update.shape[0] else (update, eye)
+    left, up_part = torch.linalg.qr(up)  # (d_out, a), (a, r), a = min(d_out, r)
+    right, down_part = torch.linalg.qr(down.T)  # (d_in, b), (b, r), b = min(d_in, r)
+    turned, values, axes = torch.linalg.svd(up_part @ down_part.T, full_matrices=False)  # (a, k), (k,), (k, b)
+    roots = values.sqrt()
+    return (roots[:, None] * axes) @ right.T, left @ turned * roots
 
 
 def average(factors: list[Factors], weights: Tensor) -> Factors:

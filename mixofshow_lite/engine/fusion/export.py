@@ -5,6 +5,16 @@
     up              (d_out, r)     report.factors[net][module][1]
 
 The concept words do not travel in it: `DiffusionModel.save_pipeline` keeps them, and so do the Concept folders.
+
+The file shows the fused update and nothing else: its ranks are the update's own singular directions, no client's
+factors (`algebra.compact`). That is no secrecy. What can still be learnt from it:
+- a fusion of one concept is that concept;
+- who has all other Concepts can subtract their part from an average or a sum and is left with the last one's update;
+- the directions that all clients together write to are known, so much of one's is, to those who know the others';
+- updates that hardly overlap and differ in strength come apart by singular values as well (for two of the shipped
+  concepts the best choice of ranks is 7 % off a concept's update in one layer, 60 % in the middle one of 280);
+- whoever has the words, which travel in the fused pipeline, can draw the concept.
+What must stay with its owner is not to be shared.
 """
 
 from pathlib import Path

@@ -42,7 +42,7 @@ class FusionReport:
     layers: list[LayerReport] = field(default_factory=list)  # empty for weight fusion, which records nothing
     factors: dict[str, Factors] = field(
         default_factory=dict
-    )  # "text_encoder" | "unet" -> module -> (down, up), float64
+    )  # "text_encoder" | "unet" -> module -> (down, up), float64, rotated: no concept's own, see algebra.compact
     drift: Drift | None = None  # of prompts without any concept, where asked for
 
     def residual(self, concept: str, stage: str | None = None, which: str = "after") -> float:
