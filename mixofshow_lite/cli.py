@@ -242,29 +242,18 @@ def _evaluate(commands) -> None:
 
 def run_evaluate(args) -> None:
     from . import Concept, ConceptData, image_alignment, text_alignment
+    from .files.pictures import open_rgb
 
     if not (args.prompt or args.references):
         raise ValueError("nothing to compare with: give --prompt, --references or both")
-    pictures = [_open(file) for file in args.pictures]
+    pictures = [open_rgb(file) for file in args.pictures]
     if args.prompt:
         concepts = [Concept.load(folder) for folder in args.concept]
         print(f"text-alignment   {text_alignment(pictures, args.prompt, args.clip, concepts):.4f}")
     if args.references:
         folder = args.references[0] if len(args.references) == 1 and args.references[0].is_dir() else None
-        references = ConceptData(folder).pictures if folder else [_open(file) for file in args.references]
+        references = ConceptData(folder).pictures if folder else [open_rgb(file) for file in args.references]
         print(f"image-alignment  {image_alignment(pictures, references, args.clip):.4f}")
-
-
-def _open(file: Path):
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no picture {file}") from None
-    except (UnidentifiedImageError, IsADirectoryError):
-        raise ValueError(f"{file} is not a picture: give PNG or JPEG files") from None
 
 
 def _doctor(commands) -> None:

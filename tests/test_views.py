@@ -20,6 +20,7 @@ class Pictures:
         rng = np.random.default_rng(0)
         self.pictures = [Image.fromarray(rng.integers(0, 120, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
         self.masks = [half(size) if masks else None for size in sizes]
+        self.files = [f"{i}.png" for i in range(len(sizes))]
         self.captions = [f"photo {i} of <TOK>" for i in range(len(sizes))]
 
     def __len__(self):
@@ -47,7 +48,7 @@ def test_one_view_is_the_centred_crop(tiny_base):
         assert torch.allclose(found.counted[i], 0.25 + 0.75 * found.inside[i])
     bare = views.prepare(tiny_base, Pictures((64, 64), masks=False), replace(RECIPE, background=0.0), "x")
     assert (bare.counted == 1).all() and (bare.inside == 1).all() and not bare.masked
-    with pytest.raises(ValueError, match="too small for a base of 64x64"):
+    with pytest.raises(ValueError, match=r"Of 1 pictures 0.png .64x31. is too small for a base of 64x64"):
         views.prepare(tiny_base, Pictures((64, 31)), RECIPE, "x")
 
 

@@ -12,14 +12,19 @@ masks and feathered edges are soft: their cover is their exact mean over the cel
 """
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ..files.mask_files import open_mask, picture_values, spread
+from ..files.pictures import orientation_of, turned
 
 
 @dataclass
@@ -36,29 +41,30 @@ class Region:
     feather: float = 0.0  # width over which its edges fade, in fractions of the picture; 0 is a hard edge
 
     def __post_init__(self):
+        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt or "")):
+            if not isinstance(text, str):
+                raise TypeError(f"The {name} of a region is {type(text).__name__}: give a text.")
         if (self.box is None) == (self.mask is None):
-            raise ValueError(f"The region {self.prompt!r} needs a box or a mask, and not both.")
+            raise ValueError(f"The region {called(self.prompt)} needs a box or a mask, and not both.")
+        for name in ("weight", "start", "end", "feather"):
+            if not isinstance(getattr(self, name), numbers.Real):
+                kind = type(getattr(self, name)).__name__
+                raise TypeError(f"The region {called(self.prompt)} has a {kind} as its {name}: give a number.")
         if not 0 < self.weight < math.inf:
-            raise ValueError(f"The region {self.prompt!r} has weight {self.weight}: give one above 0.")
+            raise ValueError(f"The region {called(self.prompt)} has weight {self.weight}: give one above 0.")
         if not 0 <= self.start < self.end <= 1:
             raise ValueError(
-                f"The region {self.prompt!r} is active from {self.start} to {self.end}: "
+                f"The region {called(self.prompt)} is active from {self.start} to {self.end}: "
                 "give fractions of the steps with 0 <= start < end <= 1."
             )
         if not 0 <= self.feather <= 1:
             raise ValueError(
-                f"The region {self.prompt!r} has feather {self.feather}: give a fraction of the picture, 0..1."
+                f"The region {called(self.prompt)} has feather {self.feather}: give a fraction of the picture, 0..1."
             )
         if self.mask is not None:
             self.mask = to_mask(self.mask, self.prompt)
-            return
-        self.box = tuple(self.box)
-        left, top, right, bottom = self.box if len(self.box) == 4 else (math.nan,) * 4
-        if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
-            raise ValueError(
-                f"The box {self.box} of the region {self.prompt!r} is not (left, top, right, bottom) with "
-                "0 <= left < right <= 1 and 0 <= top < bottom <= 1: give fractions of the picture."
-            )
+        else:
+            self.box = to_box(self.box, self.prompt)
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -89,33 +95,54 @@ class Region:
         return torch.where(share >= most - 1e-4, (2 * share).clamp(max=1), torch.zeros(()))
 
 
+def called(prompt: str) -> str:
+    """A region's name in messages: its prompt, or the beginning of it."""
+    return repr(shorten(prompt, 60, placeholder=" ..."))
+
+
+def to_box(box: Sequence[float], prompt: str) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in fractions of the picture; ValueError on anything else."""
+    try:
+        left, top, right, bottom = (float(side) for side in box)
+    except (TypeError, ValueError, OverflowError):
+        left = top = right = bottom = math.nan
+    if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+        raise ValueError(
+            f"The box {shorten(repr(box), 80)} of the region {called(prompt)} is not (left, top, right, bottom) with "
+            "0 <= left < right <= 1 and 0 <= top < bottom <= 1: give fractions of the picture."
+        )
+    return left, top, right, bottom
+
+
+def check_regions(regions: Sequence[Region]) -> list[Region]:
+    """The regions as a list; TypeError on what is none."""
+    if isinstance(regions, (Region, str, bytes, Mapping)) or not isinstance(regions, Iterable):
+        raise TypeError(f"regions is a {type(regions).__name__}: give a list, regions=[Region(...), ...].")
+    regions = list(regions)
+    wrong = [region for region in regions if not isinstance(region, Region)]
+    if wrong:
+        shown = shorten(repr(wrong[0]), 80)
+        raise TypeError(f"{shown} is no Region: write Region(prompt, box=(left, top, right, bottom)), or with a mask.")
+    return regions
+
+
 def to_mask(mask: np.ndarray | Image.Image | str | Path, prompt: str) -> np.ndarray:
-    """An array, picture or picture file -> (H, W) float32 in 0..1; bytes count 255 as 1.
+    """An array, picture or picture file -> (H, W) float32 in 0..1; bytes count 255 as 1, a single label counts as 1.
 
     A picture that is transparent somewhere is read by its opacity, as painting programs save strokes; any other by its
-    brightness. Raises FileNotFoundError, or ValueError on what is no mask.
+    brightness, upright as its EXIF says. Raises FileNotFoundError, or ValueError on what is no mask.
     """
-    if isinstance(mask, (str, Path)):
-        if not Path(mask).is_file():
-            raise FileNotFoundError(f"The mask {mask} of the region {prompt!r} does not exist: give a PNG file.")
-        try:
-            with Image.open(mask) as picture:
-                return to_mask(picture.copy(), prompt)
-        except OSError as error:
-            raise ValueError(f"The mask {mask} of the region {prompt!r} is no picture: give a PNG file.") from error
-    if isinstance(mask, Image.Image):
-        alpha = mask.convert("RGBA").getchannel("A") if mask.has_transparency_data else None
-        if alpha is not None and alpha.getextrema()[0] < 255:
-            mask = alpha
-        elif not mask.mode.startswith("I;16"):  # 16 bits a pixel stay what they are
-            mask = mask.convert("L")
-    array = np.asarray(mask)
-    whole = np.iinfo(array.dtype).max if array.dtype.kind == "u" and array.max(initial=0) > 1 else 1
-    array = array.astype(np.float32) / whole if array.dtype.kind in "buif" else np.zeros(())
-    if array.ndim != 2 or not array.size or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-        raise ValueError(f"The mask of the region {prompt!r} is no (height, width) array of numbers in 0..1.")
+    try:
+        if isinstance(mask, (str, Path)):
+            mask = np.asarray(open_mask(mask), dtype=np.float32) / 255
+        elif isinstance(mask, Image.Image):
+            mask = picture_values(turned(mask, orientation_of(mask)))
+        array = spread(np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask))
+    except (FileNotFoundError, ValueError) as error:
+        why = str(error).rstrip(".")
+        raise type(error)(f"The mask of the region {called(prompt)} cannot be used, {why}.") from None
     if array.max() == 0:
-        raise ValueError(f"The mask of the region {prompt!r} is empty: paint where the region is.")
+        raise ValueError(f"The mask of the region {called(prompt)} is empty: paint where the region is.")
     return array
 
 
@@ -193,6 +220,8 @@ def parse_regions(text: str, height: int, width: int) -> list[Region]:
     An empty box is the whole picture and an empty negative prompt is empty, as there. The text is read, never
     evaluated; raises ValueError with the region that cannot be read.
     """
+    if not isinstance(text, str) or min(height, width) < 1:
+        raise ValueError("The regions must be a text, for a picture of at least one pixel a side.")
     regions = []
     for part in filter(None, (part.strip() for part in text.split("|"))):
         fields = [field.strip().removeprefix("[").removesuffix("]").strip() for field in part.split("-*-")]

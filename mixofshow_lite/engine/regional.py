@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..model import DiffusionModel
 from .layerwise import LayerAttention, cross_attention
-from .masks import Region, parse_regions, region_weights, side_by_side
+from .masks import Region, check_regions, parse_regions, region_weights, side_by_side
 
 __all__ = ["Region", "RegionAttention", "parse_regions", "region_weights", "regional_attention", "side_by_side"]
 
@@ -181,9 +181,10 @@ def regional_attention(
     controlnets  ControlNets that draw along: copies of the U-Net's first half, whose layers read the same prompts;
                  regions may then be empty
 
-    Weights of the model must not change inside. Raises ValueError on a base_ratio out of range and on a model whose
-    cross-attention has other processors on.
+    Weights of the model must not change inside. Raises TypeError on what is no Region, ValueError on a base_ratio out
+    of range and on a model whose cross-attention has other processors on.
     """
+    regions = check_regions(regions)
     if not 0 <= base_ratio < 1:
         raise ValueError(f"base_ratio is {base_ratio}: give the global prompt's share, 0 <= base_ratio < 1.")
     if not all(type(module.processor) is LayerAttention for module in cross_attention(model.unet).values()):

@@ -8,6 +8,7 @@ adapter's features are computed once per picture; a ControlNet runs along at eve
 """
 
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from diffusers import ControlNetModel, T2IAdapter
 from PIL import Image
 from torch import Tensor, nn
 
+from ..files.pictures import open_picture, plain
 from ..model import DiffusionModel
 from ..pocket.conditions import KINDS, keypose_layout, sketch_layout
 from .layerwise import LayerAttention, cross_attention
@@ -109,12 +111,15 @@ def conditions(spatial: tuple | Sequence[tuple]) -> list[tuple[nn.Module, Image.
     given = [spatial] if isinstance(spatial, tuple) else list(spatial)
     out = []
     for condition in given:
-        adapter, picture, scale = (*condition, 1.0)[:3] if len(condition) in (2, 3) else (None, None, 0)
-        known = isinstance(adapter, (T2IAdapter, ControlNetModel)) and isinstance(picture, Image.Image)
-        if not known or not math.isfinite(scale):
+        fields = isinstance(condition, (tuple, list)) and len(condition) in (2, 3)
+        adapter, picture, scale = (*condition, 1.0)[:3] if fields else (None, None, 0)
+        known = isinstance(adapter, (T2IAdapter, ControlNetModel)) and isinstance(picture, (Image.Image, str, Path))
+        if not (known and isinstance(scale, numbers.Real) and math.isfinite(scale)):
             raise ValueError(
-                "A spatial condition is (adapter, picture, scale): an adapter of load_adapter, a PIL picture, a number."
+                "A spatial condition is (adapter, picture, scale): an adapter of load_adapter, a PIL picture or its "
+                "file, a number."
             )
+        picture = plain(picture) if isinstance(picture, Image.Image) else open_picture(picture)
         out.append((adapter, picture, float(scale)))
     return out
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..files.data import ConceptData, crop_box, fit
+from ..files.data import ConceptData, check_sizes, crop_box, fit
 from ..model import DiffusionModel
 from .recipes import Recipe
 
@@ -55,6 +55,7 @@ def shuffled(n: int, k: int, generator: torch.Generator) -> Tensor:
 
 def prepare(base: DiffusionModel, data: ConceptData, recipe: Recipe, phrase: str, seed: int = 0) -> Views:
     """Encode all views once, without the prior; ValueError on pictures too small for the base."""
+    check_sizes(data, base.size)
     found = list(views(base.size, data, recipe, torch.Generator().manual_seed(seed)))
     latents = torch.cat([base.encode_images([picture]) for picture, _, _ in found]).float()
     cells = latents.shape[-2:]

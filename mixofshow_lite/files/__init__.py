@@ -14,6 +14,11 @@ loading     base models
 concept     a Concept, all that a client ever shares
 folder      the Concept folder
 data        a client's pictures, captions and masks
+imagefolder which caption and which mask belong to which picture
+listing     files by name, texts in any encoding
+pictures    one door for every picture: upright, 8 bits, of a bounded size
+mask_files  the same for masks, with what programs write into them
+contact_sheet  all pictures of a client at one glance
 keys        which tensor of a LoRA file belongs to which layer, for every dialect at once
 official    the official implementation's .pth
 lora_files  LoRA files: read and write

@@ -22,6 +22,7 @@ from .. import __version__
 from .concept import Concept, Factors, atomic_folder
 from .keys import NETS, layers_of, split
 from .lora_files import read_safetensors
+from .pictures import open_rgb
 
 FORMAT, VERSION = "mixofshow-concept", 2  # version 1 had other tensor names and no card
 TEXTS = ("name", "class_word", "recipe", "base_id", "fingerprint", "phrase", "source")
@@ -171,9 +172,8 @@ def read_about(file: Path) -> dict:
 def read_preview(file: Path) -> Image.Image | None:
     """The preview strip; a broken one is no reason to refuse a concept."""
     try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
+        return open_rgb(file)
+    except (FileNotFoundError, ValueError):
         return None
 
 

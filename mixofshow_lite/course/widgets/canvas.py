@@ -22,6 +22,7 @@ except ImportError as error:
     raise ImportError("The canvas needs anywidget: pip install 'mixofshow_lite[lab]'.") from error
 
 from ...engine.regional import Region
+from ...files.pictures import open_picture, plain
 from . import scene
 from .drawing import render_regions
 from .sampling import Cancelled, Sample, draw, to_bytes
@@ -131,13 +132,11 @@ class RegionCanvas(anywidget.AnyWidget):
     @background.setter
     def background(self, picture: Image.Image | np.ndarray | str | Path | None) -> None:
         if isinstance(picture, (str, Path)):
-            picture = Image.open(picture)
-        elif picture is not None and not isinstance(picture, Image.Image):
-            picture = np.asarray(picture)
-            picture = (
-                picture if picture.dtype == np.uint8 else np.clip(picture * 255.0, 0, 255).round().astype(np.uint8)
-            )
-            picture = Image.fromarray(picture)
+            picture = open_picture(picture)
+        elif isinstance(picture, Image.Image):
+            picture = plain(picture)
+        elif picture is not None:
+            picture = array_picture(np.asarray(picture))
         self._background = "" if picture is None else data_url(picture)
 
     def to_json(self) -> str:
@@ -300,3 +299,13 @@ def describe(entry: dict) -> str:
 def data_url(picture: Image.Image) -> str:
     """A picture as the page's <img> takes it."""
     return "data:image/png;base64," + base64.b64encode(to_bytes(picture)).decode()
+
+
+def array_picture(array: np.ndarray) -> Image.Image:
+    """An array (H, W) or (H, W, 3 or 4), bytes or fractions of 1, as a picture; ValueError on any other."""
+    shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not (shape and array.size and array.dtype.kind in "buif"):
+        raise ValueError(f"A background of shape {array.shape} is no picture: give (height, width[, 3]) numbers.")
+    if array.dtype != np.uint8:
+        array = np.clip(np.nan_to_num(array * 255.0), 0, 255).round().astype(np.uint8)
+    return Image.fromarray(array)

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ...engine.regional import Region
+from ...files.pictures import unlimited
 
 FORMAT, VERSION = "mixofshow-regions", 1
 RASTER = 256  # pixels of a mask's longer side
@@ -87,7 +88,9 @@ def encode_mask(mask: np.ndarray, pixels: tuple[int, int]) -> str:
 def decode_mask(text: str) -> np.ndarray:
     """base64 PNG -> (H, W) float32 in 0..1, not to be written to. Raises ValueError on anything else."""
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(text.removeprefix("data:image/png;base64,"), validate=True)))
+        data = io.BytesIO(base64.b64decode(text.removeprefix("data:image/png;base64,"), validate=True))
+        with unlimited():
+            picture = Image.open(data)
         if max(picture.size) > LARGEST:
             raise ValueError(f"The mask is {picture.size[0]} x {picture.size[1]} pixels: {LARGEST} a side is enough.")
         mask = np.asarray(picture.convert("L"), dtype=np.float32) / 255
