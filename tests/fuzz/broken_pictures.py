@@ -9,11 +9,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIZES = [(64, 64), (64, 64), (96, 64), (40, 64), (33, 400), (31, 64), (1, 1)]
+SIZES = [*[(64, 64)] * 12, (96, 64), (40, 64), (33, 400), (31, 64), (1, 1)]
 MODES = ["RGB", "RGB", "L", "1", "LA", "RGBA", "P", "CMYK", "YCbCr", "I;16", "I", "F"]
 SUFFIXES = {"CMYK": [".jpg", ".tif"], "YCbCr": [".jpg"], "I": [".tif"], "F": [".tif"], "I;16": [".png", ".tif"]}
 NAMES = ["a", "IMG_1", "b.c", "caf\u00e9", "cafe\u0301", "two words", "\U0001f431", "-x", "a_mask", "00"]
-TEXTS = ["a <TOK>", "a <tok> on a sofa", "a cat", "", " \n ", "<TOK>\nand more", "caf\u00e9 <TOK>", "<TOK> " * 300]
+TEXTS = [
+    *["a <TOK>"] * 20,
+    "a <tok> on a sofa",
+    "a cat",
+    "",
+    " \n ",
+    "<TOK>\nand more",
+    "caf\u00e9 <TOK>",
+    "<TOK> " * 300,
+]
 ODD = [None, "", 3, True, ["a"], {"a": 1}, "nothing.png", "../a.png", "/etc/hostname", "a\0b", "x" * 3000, "\u2028"]
 
 
@@ -46,7 +55,7 @@ def write_picture(rng: random.Random, file: Path) -> Path:
 def damage(rng: random.Random, file: Path) -> None:
     """Leave a file as it is, mostly; or cut it, change bytes of it, or write something else."""
     data = bytearray(file.read_bytes())
-    kind = rng.randrange(12)
+    kind = rng.randrange(40)
     if kind == 0:
         data = data[: rng.randrange(len(data))]
     elif kind == 1:
@@ -85,15 +94,15 @@ def write_mask(rng: random.Random, file: Path) -> None:
 
 def write_text(rng: random.Random, file: Path) -> None:
     """A caption in a random encoding."""
-    encoding = rng.choice(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
+    encoding = rng.choice([*["utf-8"] * 9, "utf-8-sig", "utf-16", "utf-32", "cp1252"])
     file.write_bytes(rng.choice(TEXTS).encode(encoding, errors="replace"))
 
 
 def row(rng: random.Random, name: str) -> object:
     """A row of metadata.jsonl."""
-    entry = {"file_name": name, "caption": rng.choice(TEXTS[:3])}
+    entry = {"file_name": name, "caption": rng.choice(TEXTS)}
     for field in ("file_name", "caption", "text", "mask", "class_word"):
-        if rng.random() < 0.08:
+        if rng.random() < 0.03:
             entry[field] = rng.choice(ODD)
     if rng.random() < 0.05:
         return rng.choice([None, 3, [entry], "a.png", {}])
@@ -104,7 +113,7 @@ def write_metadata(rng: random.Random, folder: Path, names: list[str]) -> None:
     """metadata.jsonl or metadata.csv on these pictures, with odd rows, and sometimes no text at all."""
     rows = [row(rng, name) for name in names]
     lines = [json.dumps(entry, ensure_ascii=rng.random() < 0.5) for entry in rows]
-    if rng.random() < 0.2:
+    if rng.random() < 0.1:
         lines.insert(rng.randrange(len(lines) + 1), rng.choice(["{", "[" * 100_000, "9" * 5000, "\0", "\u2028", "NaN"]))
     if rng.random() < 0.3:
         fields = rng.choice(["file_name,text", "file_name,caption,mask", "name,text", '"file_name'])
@@ -141,7 +150,7 @@ def write_folder(rng: random.Random, folder: Path) -> None:
     """A concept folder: a few pictures, some with captions and masks under various names, and oddities."""
     oddities(rng, folder)
     names = []
-    for name in rng.sample(NAMES, rng.randrange(5)):
+    for name in rng.sample(NAMES, rng.choice([0, 1, 2, 2, 3, 4, 5])):
         file = write_picture(rng, folder / name)
         names.append(file.name)
         if rng.random() < 0.7:
@@ -150,5 +159,5 @@ def write_folder(rng: random.Random, folder: Path) -> None:
             place = rng.choice([folder, folder / "masks", folder / "mask"])
             place.mkdir(exist_ok=True)
             write_mask(rng, place / (rng.choice([name, file.name]) + ("_mask" if place == folder else "")))
-    if rng.random() < 0.4:
+    if names and rng.random() < 0.3:
         write_metadata(rng, folder, names)
