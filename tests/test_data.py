@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 import warnings
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mixofshow_lite.files.contact_sheet import contact_sheet
-from mixofshow_lite.files.data import CAPTION, ConceptData, crop_box, fit
+from mixofshow_lite.files.data import CAPTION, ConceptData, check_sizes, crop_box, fit
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -55,7 +56,8 @@ def test_it_says_what_is_wrong(pictures):
         broken = json.loads(json.dumps(rows))
         change(broken)
         write(folder, broken)
-        with pytest.raises(kind, match=match):
+        with pytest.raises(kind, match=match), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             ConceptData(folder)
 
     fails(ValueError, "1 of 3 captions .* those of 1.jpg: write <TOK>", lambda r: r[1].update(caption="a rabbit"))
@@ -177,3 +179,201 @@ def test_the_contact_sheet_shows_crop_caption_and_mask(pictures):
     assert shown[-1, 0].tolist() == list(RED) and shown[0, 0].tolist() == [255, 191, 191]  # a quarter of red outside
     assert data.show().axes[0].patches[0].get_width() == 40
     figure.savefig(folder / "sheet.png", dpi=40)
+
+
+def picture(file, size=(64, 64), **options):
+    file.parent.mkdir(exist_ok=True)
+    Image.new("RGB", size, BLUE).save(file, **options)
+
+
+def white(file, size=(64, 64), box=None):
+    file.parent.mkdir(exist_ok=True)
+    mask = Image.new("L", size, 0)
+    mask.paste(255, box or (0, 0, *size))
+    mask.save(file)
+
+
+def said(folder, *args):
+    """The data of a folder, and what was warned of."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        data = ConceptData(folder, *args)
+    return data, [str(warning.message) for warning in found]
+
+
+@pytest.mark.parametrize("caption", ["a.txt", "a.TXT", "A.txt", "a.jpg.txt", "a.caption"])
+def test_captions_under_all_the_names_that_trainers_give_them(tmp_path, caption):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / caption).write_text("a <TOK> here,\n on two lines")
+    data, warned = said(tmp_path)
+    assert (data.captions, warned) == (["a <TOK> here, on two lines"], [])
+
+
+@pytest.mark.parametrize(
+    "mask", ["masks/a.png", "mask/a.png", "Masks/A.png", "masks/a.jpg.png", "a_mask.png", "a-mask.png"]
+)
+def test_masks_under_all_the_names_that_programs_give_them(tmp_path, mask):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("a <TOK>")
+    white(tmp_path / mask)
+    data, warned = said(tmp_path)
+    assert data.masks[0] is not None and warned == []
+
+
+def test_accents_are_the_same_however_they_are_stored(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    picture(tmp_path / f"{apart}.png")
+    (tmp_path / f"{composed}.txt").write_text("a <TOK>")
+    white(tmp_path / "masks" / f"{composed}.png")
+    data, warned = said(tmp_path)
+    assert data.captions == ["a <TOK>"] and data.masks[0] is not None and warned == []
+    write(tmp_path, [{"file_name": f"{composed}.png", "caption": "one <TOK>", "mask": f"masks/{apart}.png"}])
+    assert said(tmp_path)[0].masks[0] is not None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_texts_that_say_their_encoding_are_read(tmp_path, encoding):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_bytes("a <TOK> at the caf\u00e9".encode(encoding))
+    assert said(tmp_path)[0].captions == ["a <TOK> at the caf\u00e9"]
+
+
+def test_texts_in_another_encoding_name_their_file(tmp_path):
+    picture(tmp_path / "a.jpg")
+    for data in ("a <TOK> at the caf\u00e9".encode("cp1252"), "a <TOK>".encode("utf-16-le")):
+        (tmp_path / "a.txt").write_bytes(data)
+        with pytest.raises(ValueError, match=r"a.txt is no text in UTF-8: save it again"):
+            ConceptData(tmp_path)
+
+
+def test_all_captions_that_do_not_name_the_concept_are_named_at_once(tmp_path):
+    for i in range(7):
+        picture(tmp_path / f"{i}.jpg")
+        (tmp_path / f"{i}.txt").write_text("a <tok>" if i == 0 else "a cat")
+    with pytest.raises(ValueError, match=r"6 of 7 captions in .*: write <TOK>") as error:
+        ConceptData(tmp_path)
+    assert "1.jpg, 2.jpg, 3.jpg, 4.jpg, 5.jpg and 1 more" in str(error.value)
+
+
+def test_metadata_csv_and_rows_that_are_none(tmp_path):
+    picture(tmp_path / "a.jpg")
+    white(tmp_path / "m" / "x.png")
+    (tmp_path / "metadata.csv").write_text('file_name,text,mask\na.jpg,"a <TOK>, here",m/x.png\n')
+    data, warned = said(tmp_path)
+    assert (data.captions, warned) == (["a <TOK>, here"], []) and data.masks[0] is not None
+    (tmp_path / "metadata.csv").write_text("file,text\na.jpg,a <TOK>\n")
+    with pytest.raises(ValueError, match=r"metadata.csv, line 2, is no .* file_name"):
+        ConceptData(tmp_path)
+    rows = ["3", "null", "[" * 100_000, "9" * 5000, "{", '{"file_name": 3}', '{"file_name": "a\\u0000"}']
+    for row in rows:
+        (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "<TOK>\u2028"}\n\n' + row)
+        with pytest.raises(ValueError, match=r"metadata.jsonl, line 3, is no JSON object with a file_name"):
+            said(tmp_path)
+    for field in ("caption", "text", "mask", "class_word"):
+        write(tmp_path, [{"file_name": "a.jpg", field: 3}])
+        with pytest.raises(ValueError, match=f"line 1, has a {field} that is no text"):
+            said(tmp_path)
+
+
+def test_metadata_may_leave_captions_and_masks_to_files_or_say_that_there_is_none(tmp_path):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("a <TOK>")
+    white(tmp_path / "masks" / "a.png")
+    write(tmp_path, [{"file_name": "a.jpg"}])
+    assert said(tmp_path)[0].masks[0] is not None and said(tmp_path)[0].captions == ["a <TOK>"]
+    write(tmp_path, [{"file_name": "a.jpg", "mask": None}])
+    assert said(tmp_path)[0].masks == [None]
+
+
+def test_what_belongs_to_no_picture_is_told_once_a_kind(tmp_path):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("a <TOK>")
+    (tmp_path / "b.txt").write_text("a <TOK>")
+    (tmp_path / "README.txt").write_text("thanks")
+    for name in ("b.png", "c.png"):
+        white(tmp_path / "masks" / name)
+    (tmp_path / "metadata.json").write_text("[]")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    picture(tmp_path / "10_cat" / "x.jpg")
+    data, warned = said(tmp_path)
+    assert data.files == ["a.jpg"]
+    assert [text.replace(str(tmp_path), "F").partition(":")[0] for text in sorted(warned)] == [
+        "1 captions in F belong to no picture, e.g. b.txt",
+        "2 masks in F belong to no picture, e.g. masks/b.png",
+        "Folders in F are not read",
+        "Left aside in F, no pictures",
+        "metadata.json in F is not read",
+    ]
+
+
+def test_a_trainer_s_folder_of_folders_is_explained(tmp_path):
+    picture(tmp_path / "10_cat" / "x.jpg")
+    with pytest.raises(FileNotFoundError, match=r"its folder 10_cat does .*10 repeats of 'cat'.*: give .*10_cat\.$"):
+        ConceptData(tmp_path)
+
+
+def test_two_masks_of_one_picture_ask_and_a_smaller_one_is_enlarged(tmp_path):
+    picture(tmp_path / "a.jpg", (200, 100))
+    (tmp_path / "a.txt").write_text("a <TOK>")
+    white(tmp_path / "masks" / "a.png", (100, 50), (0, 0, 50, 50))
+    mask = said(tmp_path)[0].masks[0]
+    assert mask.size == (200, 100) and mask.getpixel((90, 50)) == 255 and mask.getpixel((110, 50)) == 0
+    white(tmp_path / "a_mask.png", (200, 100))
+    with pytest.raises(ValueError, match=r"a.jpg has two masks, .* and .*: keep one"):
+        ConceptData(tmp_path)
+
+
+def test_a_mask_of_the_stored_pixels_is_turned_with_its_picture(tmp_path):
+    """Labelling programs that know no EXIF see a phone's photograph lying."""
+    for name, orientation in (("a", 6), ("b", 3)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture(tmp_path / f"{name}.jpg", (96, 64), exif=exif)
+        (tmp_path / f"{name}.txt").write_text("a <TOK>")
+        white(tmp_path / "masks" / f"{name}.png", (96, 64), (0, 0, 48, 64))  # the left half of what is stored
+    data, warned = said(tmp_path)
+    assert data.masks[0].size == (64, 96) == data.pictures[0].size
+    assert data.masks[0].getpixel((30, 5)) == 255 and data.masks[0].getpixel((30, 90)) == 0  # turned right: on top
+    (text,) = warned  # upside down, it fits both ways
+    assert text.startswith("1 of 2 pictures in ") and "that of b.jpg" in text
+    white(tmp_path / "masks" / "a.png", (64, 96), (0, 0, 64, 48))  # drawn on the upright picture
+    assert said(tmp_path)[0].masks[0].getpixel((30, 5)) == 255
+
+
+def test_a_white_rim_around_a_black_middle_is_told(tmp_path):
+    for name in "ab":
+        picture(tmp_path / f"{name}.jpg")
+        (tmp_path / f"{name}.txt").write_text("a <TOK>")
+        inverted = Image.new("L", (64, 64), 255)
+        inverted.paste(0, (12, 12, 52, 52))
+        inverted.save(tmp_path / f"{name}_mask.png")
+    (text,) = said(tmp_path)[1]
+    assert text.startswith("2 of 2 masks in ") and "invert" in text
+
+
+@pytest.mark.parametrize("word", ["  ", "<TOK>", "x" * 200, 3, ["cat"]])
+def test_a_class_word_is_a_word(tmp_path, word):
+    picture(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="class word .* such as 'dog'"):
+        said(tmp_path, word)
+
+
+def test_small_pictures_are_shown_and_named(tmp_path):
+    picture(tmp_path / "a.jpg", (200, 200))
+    picture(tmp_path / "b.jpg", (40, 200))
+    data = said(tmp_path)[0]
+    titles = [axis.get_title() for axis in data.show(128).axes[:2]]
+    assert titles == ["a.jpg\n200x200", "b.jpg\n40x200, too small"]
+    with pytest.raises(ValueError, match=r"Of 2 pictures b.jpg \(40x200\) is too small for a base of 128x128"):
+        check_sizes(data, (128, 128))
+    for size in (0, -5, "64", (1, 2, 3), (0, 5), 1.5):
+        with pytest.raises(ValueError, match="is no size: give pixels"):
+            data.show(size)
+
+
+def test_a_folder_is_a_folder(tmp_path):
+    for thing in (None, 3):
+        with pytest.raises(TypeError, match="give the folder's path"):
+            ConceptData(thing)
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        ConceptData("x" * 5000)

@@ -76,7 +76,7 @@ def belonging(picture: Path, found: Sidecars) -> list[Path]:
     for name in (picture.name, picture.stem):
         files = found.get(key(name), [])
         if files:
-            return [file for file in files if file.stem == name] or files
+            return [file for file in files if without_mark(file.stem) == name] or files
     return []
 
 
@@ -94,16 +94,20 @@ def masks_in(place: Path) -> Sidecars:
     """The masks in a folder's own folder of masks, and those beside the pictures."""
     found: Sidecars = {}
     for file in files_in(place):
-        beside = MASK.fullmatch(file.stem)
-        if beside and is_picture(file):
-            found.setdefault(key(beside[1]), []).append(file)
+        if MASK.fullmatch(file.stem) and is_picture(file):
+            found.setdefault(key(without_mark(file.stem)), []).append(file)
     for inner in folders_in(place):
         if key(inner.name) not in ("masks", "mask"):
             continue
         for file in filter(is_picture, files_in(inner)):
-            marked = MASK.fullmatch(file.stem)
-            found.setdefault(key(marked[1] if marked else file.stem), []).append(file)
+            found.setdefault(key(without_mark(file.stem)), []).append(file)
     return found
+
+
+def without_mark(stem: str) -> str:
+    """The name of the picture that a mask's name speaks of, "a" of "a_mask"; any other name as it is."""
+    marked = MASK.fullmatch(stem)
+    return marked[1] if marked else stem
 
 
 def without_picture(place: Path, captions: Sidecars, masks: Sidecars, named: set[Path]) -> list[str]:
