@@ -411,6 +411,9 @@ def test_the_official_syntax_is_read_and_never_evaluated():
     assert one.box == (43 / 1024, 3 / 512, 231 / 1024, 1)
     assert (two.prompt, two.negative_prompt, two.box) == ("a dog", "", (0, 0, 1, 1))
     assert parse_regions("", 512, 512) == []
+    for text, height in ((None, 512), ("[a]-*-[]-*-[0, 0, 1, 1]", 0)):
+        with pytest.raises(ValueError, match="must be a text, for a picture of at least one pixel"):
+            parse_regions(text, height, 512)
     for bad in (
         "[a]-*-[b]-*-[__import__('os').getpid(), 0, 1, 1]",
         "[a]-*-[b]-*-[1, 2, 3]",
@@ -419,6 +422,39 @@ def test_the_official_syntax_is_read_and_never_evaluated():
     ):
         with pytest.raises(ValueError, match="region"):
             parse_regions(bad, 512, 512)
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": "a cat", "box": (0, 0, 1, 1)}, "a cat", (0, 0, 1, 1), None, 3])
+def test_what_is_no_region_is_told_so(tiny_base, wrong):
+    region = Region("a cat", box=(0, 0, 1, 1))
+    for regions in ([wrong], [region, wrong]):
+        with pytest.raises(TypeError, match=r" is no Region: write Region\("), regional_attention(tiny_base, regions):
+            pass
+    for regions in (region, "a cat", {"a": region}, 3):
+        with pytest.raises(TypeError, match=r"give a list, regions=\[Region"):
+            tiny_base.sample("a", steps=1, regions=regions)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": None},
+        {"prompt": "x", "negative_prompt": 3},
+        {"prompt": "x", "weight": "1"},
+        {"prompt": "x", "end": None},
+    ],
+)
+def test_fields_of_another_type_are_named(fields):
+    with pytest.raises(TypeError, match="(prompt.*region|region.*(weight|end)).*: give a (text|number)"):
+        Region(**fields, box=(0, 0, 1, 1))
+
+
+def test_masks_on_a_network_s_way_and_long_prompts():
+    mask = torch.eye(4).requires_grad_()
+    assert np.array_equal(Region("x", mask=mask).mask, np.eye(4))
+    with pytest.raises(ValueError) as error:
+        Region("a very long prompt " * 1000, mask=np.zeros((4, 4)))
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize(

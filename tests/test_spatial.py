@@ -164,9 +164,29 @@ def test_bad_conditions_say_what_to_do(tiny_base, adapter):
         draw(tiny_base, spatial=(other, PICTURE))
     with pytest.raises(ValueError, match="channels"):
         draw(tiny_base, spatial=(T2IAdapter(4, [32] * 4, 1, 8), PICTURE))
-    for bad in ((adapter,), (PICTURE, adapter), (adapter, "pose.png"), (adapter, PICTURE, math.nan)):
+    for bad in (
+        (adapter,),
+        (PICTURE, adapter),
+        (adapter, 3),
+        (adapter, PICTURE, math.nan),
+        (adapter, PICTURE, "1"),
+        "a",
+    ):
         with pytest.raises(ValueError, match="spatial condition"):
             draw(tiny_base, spatial=bad)
+    with pytest.raises(FileNotFoundError, match="pose.png does not exist"):
+        draw(tiny_base, spatial=(adapter, "pose.png"))
+
+
+def test_a_condition_may_be_a_file_and_stands_upright(adapter, tmp_path):
+    PICTURE.save(tmp_path / "pose.png")
+    ((_, found, scale),) = spatial.conditions((adapter, tmp_path / "pose.png"))
+    assert scale == 1 and np.array_equal(np.asarray(found), np.asarray(PICTURE))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 32)).save(tmp_path / "photo.jpg", exif=exif)
+    with Image.open(tmp_path / "photo.jpg") as photo:
+        assert spatial.conditions([(adapter, photo, 0.5)])[0][1].size == (32, 64)
 
 
 def test_adapters_load_by_folder_and_name(tmp_path, adapter, controlnet, monkeypatch):
