@@ -4,7 +4,9 @@ import base64
 import dataclasses
 import io
 import json
+import struct
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -434,3 +436,22 @@ def test_the_page_is_plain_and_fetches_nothing():
     for forbidden in ("https://", "import(", "import {", "@import", "url(", "fetch(", "eval("):
         assert forbidden not in text, forbidden
     assert text.count("http://") == text.count("http://www.w3.org/2000/svg")
+
+
+def test_a_mask_of_too_many_pixels_is_a_sentence():
+    """The header alone says 20000 x 20000; Pillow would call it an attack."""
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    data[16:24] = struct.pack(">II", 20_000, 20_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(ValueError, match="The mask is 20000 x 20000 pixels"):
+        scene.decode_mask(base64.b64encode(data).decode())
+
+
+@pytest.mark.parametrize("wrong", [3, (3,), np.zeros((2, 2, 5)), np.zeros(0), np.array(["a"])])
+def test_a_background_that_is_no_picture_is_a_sentence(canvas, tmp_path, wrong):
+    with pytest.raises(ValueError, match="is no picture: give"):
+        canvas.background = wrong
+    with pytest.raises(FileNotFoundError, match="nope.png does not exist"):
+        canvas.background = tmp_path / "nope.png"

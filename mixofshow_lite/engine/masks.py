@@ -230,7 +230,8 @@ def parse_regions(text: str, height: int, width: int) -> list[Region]:
             y1, x1, y2, x2 = (float(side) for side in place.split(",")) if place else (0, 0, height, width)
         except ValueError:
             raise ValueError(
-                f"The region {part!r} cannot be read: write [prompt]-*-[negative prompt]-*-[y1, x1, y2, x2] in pixels."
+                f"The region {called(part)} cannot be read: "
+                "write [prompt]-*-[negative prompt]-*-[y1, x1, y2, x2] in pixels."
             ) from None
         box = (x1 / width, y1 / height, x2 / width, y2 / height)
         regions.append(Region(prompt, box=box, negative_prompt=negative))
