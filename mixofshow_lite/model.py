@@ -168,13 +168,18 @@ class DiffusionModel:
         with torch.no_grad():
             return self.context(prompts).flatten(1, 2).to(self.dtype)
 
-    @torch.no_grad()
     def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor:
         """PIL pictures of one size -> latents (B, C, h, w): the mean of the VAE's posterior, scaled."""
+        return self.posterior(pictures)[0]
+
+    @torch.no_grad()
+    def posterior(self, pictures: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """What the VAE makes of PIL pictures of one size: mean and deviation of their latents, (B, C, h, w), scaled."""
         x = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
         x = torch.from_numpy(x).permute(0, 3, 1, 2).to(self.device, self.vae.dtype) / 127.5 - 1  # (B, 3, H, W)
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return (self.vae.encode(x).latent_dist.mean - shift) * self.vae.config.scaling_factor
+        found, factor = self.vae.encode(x).latent_dist, self.vae.config.scaling_factor
+        return (found.mean - shift) * factor, found.std * factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:

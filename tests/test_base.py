@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
+from safetensors import safe_open
 from tiny import make_concept
+from transformers import CLIPTextModel, CLIPTokenizer
 
 import mixofshow_lite as mos
 from mixofshow_lite.engine.layerwise import cross_attention
@@ -250,6 +252,35 @@ def test_a_saved_pipeline_is_a_plain_diffusers_folder_and_comes_back_whole(tiny_
     assert close(np.asarray(plain, dtype=float)[None], pixels(one))
     twice = mos.load_base(again.save_pipeline(tmp_path / "twice"), device="cpu")
     assert all(torch.equal(twice.words[word], rows) for word, rows in one.words.items())
+
+
+def test_a_saved_pipeline_has_what_transformers_before_5_reads(tiny_base, concept, tmp_path):
+    """The vocabulary files and the weights' old prefix, beside what the present transformers reads bit for bit."""
+    one = tiny_base.with_concept(concept)
+    folder = one.save_pipeline(tmp_path / "saved")
+    with safe_open(folder / "text_encoder" / "model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+    assert "text_model.embeddings.token_embedding.weight" in names
+    assert all(name.startswith("text_model.") for name in names)
+    again = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    before = {name.removeprefix("text_model."): w for name, w in one.text_encoder.state_dict().items()}
+    after = {name.removeprefix("text_model."): w for name, w in again.state_dict().items()}
+    assert before.keys() == after.keys()
+    for name, weight in after.items():  # the table has the concept's rows at its end
+        assert torch.equal(weight[: len(before[name])], before[name]), name
+
+    vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    added = json.loads((folder / "tokenizer" / "added_tokens.json").read_text(encoding="utf-8"))
+    first, *merges = (folder / "tokenizer" / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert first.startswith("#version") and all(len(merge.split(" ")) == 2 for merge in merges)
+    assert sorted(added.values()) == list(range(len(vocabulary), len(vocabulary) + 2 * 17))  # consecutive, as it wants
+    old = tmp_path / "old_files"
+    old.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(folder / "tokenizer" / name, old / name)
+    old = CLIPTokenizer.from_pretrained(old)
+    for prompt in ("a photo of a red cat, on the beach!", "ü 12 robots"):
+        assert old(prompt).input_ids == one.tokenizer(prompt).input_ids
 
 
 def test_a_full_disk_leaves_no_half_pipeline(tiny_base, tmp_path, monkeypatch):

@@ -130,6 +130,20 @@ def test_no_network_is_said_in_one_sentence(monkeypatch):
         load_scorer("sd15")
 
 
+def test_the_papers_clip_has_the_activation_of_its_weights():
+    """OpenAI's weights need QuickGELU in both towers; its architecture is built here with one narrow layer each."""
+    import open_clip
+
+    name, weights = evaluation.HUB_CLIP
+    assert open_clip.get_pretrained_cfg(name, weights)["quick_gelu"]
+    config = open_clip.get_model_config(name)
+    for tower in ("vision_cfg", "text_cfg"):
+        config[tower] |= {"layers": 1, "width": 64}
+    model = open_clip.CLIP(**config)
+    for tower in (model.visual.transformer, model.transformer):
+        assert {type(block.mlp.gelu) for block in tower.resblocks} == {open_clip.transformer.QuickGELU}
+
+
 def test_importing_the_library_does_not_import_open_clip():
     code = "import sys, mixofshow_lite, mixofshow_lite.engine.evaluation; sys.exit('open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -129,6 +129,32 @@ def test_scale_zero_changes_nothing_and_conditions_add_up(tiny_base, adapter, co
 
 
 @torch.no_grad()
+def test_weights_of_boxes_by_hand(tiny_base, adapter, controlnet):
+    """As the official command line's region_keypose_adaptor_weight: ceil(start) to floor(end) on every feature map."""
+    z, t, c = torch.randn(1, 4, 8, 8), 500, tiny_base.context([GLOBAL])
+    pixels = torch.from_numpy(np.asarray(PICTURE, dtype=np.float32) / 255).permute(2, 0, 1)[None]
+    scale = [((0, 0, 0.5, 1), 0.2), ((0.25, 0, 0.5, 1), 2), 0.7]
+
+    def weigh(f):
+        h, w = f.shape[-2:]
+        weights = torch.full((h, w), 0.7)
+        weights[:, : max(1, w // 2) if w > 1 else 0] = 0.2
+        weights[:, w // 4 : w // 2] = 2
+        return weights * f
+
+    with spatial_control(tiny_base, (adapter, PICTURE, scale)):
+        found = tiny_base.unet(z, t, c).sample
+    features = [weigh(f) for f in adapter(pixels) if f.shape[-1] >= 4]
+    small = [spatial.read_scale(scale).on(f) for f in adapter(pixels) if f.shape[-1] < 4]  # less than a cell a box
+    wanted = tiny_base.unet(z, t, c, down_intrablock_additional_residuals=features + small).sample
+    assert torch.allclose(found, wanted, atol=1e-5)
+    with spatial_control(tiny_base, (controlnet, PICTURE, [((0, 0, 0.5, 1), 0.7), 0.7])):
+        even = tiny_base.unet(z, t, c).sample
+    with spatial_control(tiny_base, (controlnet, PICTURE, 0.7)):
+        assert torch.allclose(even, tiny_base.unet(z, t, c).sample, atol=1e-5)
+
+
+@torch.no_grad()
 def test_adapter_features_by_hand_on_wide_pictures_and_batches(tiny_base, adapter):
     """The hooked U-Net against the residuals passed by hand; the picture is stretched over 64 x 128 pixels."""
     z, t, c = torch.randn(3, 4, 8, 16), 500, tiny_base.context([GLOBAL, LEFT, RIGHT])

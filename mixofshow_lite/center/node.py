@@ -67,7 +67,7 @@ class CenterNode:
 
     def __init__(self, base: DiffusionModel, folder: str | Path | None = None, **settings):
         self.base = base
-        self.settings = Settings(**settings)
+        self.settings = Settings.of(**settings)
         self.members: dict[str, Concept] = {}  # name -> concept
         self.weights: dict[str, float] = {}  # name -> weight before normalisation
         self.folder: Path | None = None

@@ -1,7 +1,8 @@
 """Attention regularisation of the official code: the concept's words should look at the concept.
 
 Per picture, feature-map size and concept word: average the word's attention over the heads and layers of that size,
-divide it by its maximum, and take the mean outside the mask; then sum over words and sizes.
+divide it by its maximum, and take the mean outside the mask; then sum over words and sizes. With the full identity the
+last word, which started as the class, has to fill the mask too: the mean square of its map minus the mask.
 
     here      shape
     finder    (B, W, N)      one-hot: where each of W concept words stands in the prompt (its mean, if it stands twice)
@@ -9,8 +10,9 @@ divide it by its maximum, and take the mean outside the mask; then sum over word
     maps      (B, W, T)      attention of T pixels to each word
 
 Only the concept words' probabilities are kept, T x W instead of T x N, but the softmax needs all N scores: attention is
-written out (not fused) in the cross-attention layers while this is on. The official code divides by the maximum over
-the batch; here each picture has its own, so that pictures do not depend on their neighbours.
+written out (not fused) in the cross-attention layers while this is on. It is in the official code's main branch only;
+that divides by the maximum over the batch, here each picture has its own, so that it does not depend on its neighbours.
+Its weight there, 0.01, stands beside a loss that is summed over the latent's channels, see recipes.py.
 """
 
 from collections.abc import Iterator
@@ -65,7 +67,7 @@ def find_words(slots: Tensor, words: int) -> Tensor:
     return found / found.sum(dim=2, keepdim=True).clamp(min=1)
 
 
-def outside_attention(maps: list[Tensor], inside: Tensor) -> Tensor:
+def outside_attention(maps: list[Tensor], inside: Tensor, full_identity: bool = False) -> Tensor:
     """The penalty of each picture, (B,), from the maps of all layers and the mask (B, 1, h, w)."""
     sizes: dict[int, list[Tensor]] = {}
     for of_layer in maps:
@@ -76,6 +78,10 @@ def outside_attention(maps: list[Tensor], inside: Tensor) -> Tensor:
         outside = 1 - resized(inside, T)  # (B, 1, T)
         relative = mean / mean.amax(dim=2, keepdim=True).clamp(min=1e-8)
         of_words = (relative * outside).sum(dim=2) / outside.sum(dim=2).clamp(min=1e-8)  # (B, W)
+        if full_identity:
+            masked = outside.sum(dim=(1, 2)) > 0  # (B,) false where there is no mask: nothing to fill
+            filled = (relative[:, -1] - (1 - outside[:, 0])).square().mean(dim=1)  # (B,)
+            of_words = torch.cat([of_words[:, :-1], (filled * masked)[:, None]], dim=1)
         penalty = penalty + of_words.sum(dim=1)
     return penalty
 

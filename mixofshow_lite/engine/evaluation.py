@@ -22,7 +22,9 @@ from torch import Tensor
 from ..files.resources import pocket_dir
 
 CLIPSCORE_WEIGHT = 2.5  # w of CLIPScore, as the official evaluation has it
-HUB_CLIP = ("ViT-B-32", "openai")  # open_clip's name of the paper's CLIP
+# open_clip's name of the paper's CLIP. OpenAI's weights were trained with QuickGELU; plain "ViT-B-32" is built with
+# GELU, and open_clip only warns.
+HUB_CLIP = ("ViT-B-32-quickgelu", "openai")
 HUB_OPENING = "A photo depicts "
 
 

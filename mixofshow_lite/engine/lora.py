@@ -130,6 +130,12 @@ def attach(net: nn.Module, rank: int | None, only: str = "", layer: type[Linear]
     return layers
 
 
+def start_normal(net: nn.Module, std: float) -> None:
+    """Draw the `down` of every attached LoRA from a normal distribution instead (in place)."""
+    for layer in attached(net).values():
+        nn.init.normal_(layer.lora_A["default"].weight, std=std)
+
+
 def attached(net: nn.Module) -> dict[str, LoraLayer]:
     """The peft layers on `net`, name -> layer."""
     return {name: module for name, module in core(net).named_modules() if isinstance(module, LoraLayer)}

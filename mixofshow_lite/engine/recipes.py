@@ -7,7 +7,10 @@
     ed_lora             V_rand+ V_class+   LoRA on text encoder and U-Net               ED-LoRA, the paper's
     custom_diffusion    V, then the class  whole cross-attention keys and values        Custom Diffusion [11]
 
-`RECIPES` has the pocket model's numbers, `PAPER` and `PAPER_CUSTOM` the official code's for Stable Diffusion 1.5.
+`RECIPES` has the pocket model's numbers, `SD15` the official code's for Stable Diffusion 1.5. That code has two
+branches whose numbers differ: "research", from which the paper's baselines and evaluation seem to come, and "main"
+(December 2023), which tunes ED-LoRA alone, with masks, attention regularisation and a limit on the words' length. Each
+recipe of `SD15` says in `source` which configuration it is.
 """
 
 from dataclasses import dataclass, replace
@@ -20,12 +23,15 @@ class Recipe:
     """What is tuned and how fast; the default numbers are the pocket model's."""
 
     name: str
-    init: tuple[str, ...] = ("rand", "class")  # one word each: random, or the class word's own embedding
+    source: str = "pocket"  # where the numbers are from: measured on pocket, or an official branch and configuration
+    init: tuple[str, ...] = ("rand", "class")  # one word each: random, as the class word, or as another word
     layerwise: bool = True  # V+ (a row per cross-attention layer) or V (one row for all)
     class_after: bool = False  # prompts name the concept "<v> rabbit", the class word itself untrained
     text_lora: bool = True  # LoRA on the text encoder
     unet_lora: str | None = ""  # which U-Net attention linears get one (a regular expression; "" all), None: none
     rank: int | None = 4  # r; None trains whole updates
+    down_std: float | None = None  # A starts normal with this standard deviation; None: uniform, as in the main branch
+    drop_context: float = 0.0  # how often a step leaves out the LoRA of a key or value layer of cross-attention
     lr_words: float = 1e-2
     lr_text: float = 5e-4
     lr_unet: float = 4e-3
@@ -37,8 +43,15 @@ class Recipe:
     noise_offset: float = 0.01
     background: float = 1.0  # loss weight outside the mask: 1 is Eq. 1, 0 the official masked loss
     attention: float = 0.0  # weight of the attention regularisation; needs masks, see attention_loss.py
+    full_identity: bool = False  # it asks the last word to fill the mask, for concepts whose clothes belong to them
+    density: float = 0.0  # weight of `wording.density_loss`, which keeps the words where the model's own are
+    bandwidth: float = 0.5  # of the kernel in it
+    posterior: bool = False  # latents are drawn anew from the VAE's posterior at every step; False: its mean
     variants: int = 1  # cached views of each picture: the centred crop, and variants - 1 random ones
-    zoom: tuple[float, float] = (1.0, 1.0)  # size of random views: 1 fills the frame, less leaves an unused border
+    framing: str = "zoom"  # of the random views: "zoom", "person" or "custom_diffusion", see views.py
+    zoom: tuple[float, float] = (1.0, 1.0)  # "zoom": 1 fills the frame, less leaves an unused border
+    templates: str | None = None  # captions that begin with the concept are put in one: "human", "object"
+    shuffle: bool = False  # the parts of a caption between commas come in any order, the first stays
     flip: bool = False  # also learn from mirrored pictures; only for concepts that are symmetric
     prior: int = 0  # pictures of the class drawn by the base itself, one seen beside each of the concept's
     prior_weight: float = 1.0  # of their loss
@@ -73,46 +86,92 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-# The official configuration 8101_EDLoRA_potter. Its pictures are shown whole with a border half of the time, cropped to
-# their short side otherwise: for a 2:3 portrait that is a zoom of 0.67 to 1. It draws a new view at each step; here a
-# few are encoded once.
-PAPER = {
-    "lr_words": 1e-3,
-    "lr_text": 1e-5,
-    "lr_unet": 1e-4,
-    "steps": None,
-    "batch": 4,
-    "background": 0.0,
-    "attention": 0.01,
-    "variants": 8,
-    "zoom": (0.67, 1.0),
-    "freeze_norm": 1.5,  # 0.55 officially, where a random row starts at 0.013 * sqrt(768) = 0.36
-}
+# The official losses are sums over the latent's 4 channels divided by a mask of one, so 4 times the mean over all
+# numbers that Eq. 1 is here. What they add to it weighs a quarter here, so that the ratio is theirs.
+PER_CHANNEL = 1 / 4
+CACHED = {"variants": 8, "posterior": True}  # officially a new view at every step; here a few are encoded once
+RATES = {"lr_words": 1e-3, "lr_text": 1e-5, "lr_unet": 1e-4}
 
-# The official repository's Custom Diffusion (its catA): 2e-5 times a batch of 4, a third to 1.4 of the frame, mirrored.
-# The words it adds to a caption with the zoom ("very small", "close up") are left out.
-PAPER_CUSTOM = PAPER | {
-    "lr_words": 8e-5,
-    "lr_unet": 8e-5,
-    "decay": False,
-    "steps": 250,
-    "background": 1.0,
-    "attention": 0.0,
-    "zoom": (0.33, 1.4),
-    "flip": True,
-    "prior": 200,
-    "freeze_norm": None,
+MAIN = (
+    RATES
+    | CACHED
+    | {  # the main branch
+        "steps": None,
+        "batch": 4,
+        "background": 0.0,
+        "attention": 0.01 * PER_CHANNEL,
+        "framing": "person",
+        "templates": "human",
+        "shuffle": True,
+        "freeze_norm": 1.5,  # 0.55 officially, where a random row starts at 0.013 * sqrt(768) = 0.36
+    }
+)
+RESEARCH = (
+    RATES
+    | CACHED
+    | {  # the research branch, objects: the short side fills the frame, at a random place
+        "steps": 500,
+        "batch": 2,
+        "noise_offset": 0.0,
+        "templates": "object",
+        "shuffle": True,
+        "down_std": 1 / 4,  # 1 / r
+        "freeze_norm": None,
+    }
+)
+DENSITY = {"density": 0.002 * PER_CHANNEL, "bandwidth": 0.5}
+ED_LORA_RESEARCH = RESEARCH | DENSITY | {"noise_offset": 0.01}
+
+# Custom Diffusion: 2e-5 times a batch of 4; mirrored; the word starts as the rare "ktn". Its 200 pictures of the class
+# are photographs with captions of their own officially, drawn by the base here.
+CUSTOM = (
+    RATES
+    | CACHED
+    | {
+        "init": ("ktn",),
+        "lr_words": 8e-5,
+        "lr_unet": 8e-5,
+        "decay": False,
+        "steps": 250,
+        "batch": 4,
+        "noise_offset": 0.0,
+        "framing": "custom_diffusion",
+        "flip": True,
+        "prior": 200,
+        "prior_weight": 1.0 * PER_CHANNEL,  # its loss is a mean officially too
+    }
+)
+
+SD15: dict[str, Recipe] = {
+    name: replace(RECIPES[base], name=name, source=source, **numbers)
+    for name, base, source, numbers in (
+        ("textual_inversion", "textual_inversion", "research branch, TI_catA_Cmix_B2_Iter500", RESEARCH),
+        ("p_plus", "p_plus", "research branch, PPlus_catA_Cmix_B2_Iter500", RESEARCH | DENSITY),
+        ("lora", "lora", "research branch, Lora_catA_Cmix_B2_Iter500", RESEARCH | {"lr_words": 5e-4}),
+        ("ed_lora", "ed_lora", "main branch, 8101_EDLoRA_potter_Cmix_B4_Repeat500", MAIN),
+        (
+            "ed_lora_research",
+            "ed_lora",
+            "research branch, EDLoRA_potter_Cmix_B4_Iter1K",
+            ED_LORA_RESEARCH | {"steps": 1000, "batch": 4, "framing": "person", "templates": "human"},
+        ),
+        (
+            "ed_lora_research_object",
+            "ed_lora",
+            "research branch, EDLoRA_catA_Cmix_dropkv02_B2_Iter500",
+            ED_LORA_RESEARCH | {"drop_context": 0.2},
+        ),
+        ("custom_diffusion", "custom_diffusion", "research branch, Custom_Diffusion_catA_Cmix_B4_Iter250", CUSTOM),
+    )
 }
 
 
 def recipe_for(base: DiffusionModel, recipe: str | Recipe) -> Recipe:
-    """A recipe by name with the numbers that suit the base; a Recipe is taken as it is."""
+    """A recipe by name with the numbers that suit the base; a Recipe is taken as it is. ValueError on unknown names."""
     if isinstance(recipe, Recipe):
         return recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"There is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}.")
-    found = RECIPES[recipe]
-    if base.base_id.startswith("pocket"):
-        return found
-    found = replace(found, **(PAPER_CUSTOM if found.prior else PAPER))
-    return found if found.text_lora or found.unet_lora is not None else replace(found, freeze_norm=None)
+    table = RECIPES if base.base_id.startswith("pocket") else SD15
+    if recipe not in table:
+        kind = "the pocket model" if table is RECIPES else "Stable Diffusion"
+        raise ValueError(f"There is no recipe {recipe!r} for {kind}: choose one of {', '.join(table)}.")
+    return table[recipe]

@@ -2,7 +2,8 @@
 
     F_i <- F_i + scale * A_i(picture)    features of the U-Net's i-th down block; an adapter's of a keypose or sketch
 
-A condition is (adapter, picture, scale). It works by forward hooks on the U-Net, put on and taken off by a context
+A condition is (adapter, picture, scale); the scale may also be several, [(box, weight), ..., weight elsewhere], as the
+official command line's weights per region. It works by forward hooks on the U-Net, put on and taken off by a context
 manager, so that it composes with regions: `model.sample(prompt, regions=..., spatial=(adapter, picture, 0.8))`. An
 adapter's features are computed once per picture; a ControlNet runs along at every step and reads the same prompts.
 """
@@ -11,6 +12,7 @@ import math
 import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from ..files.pictures import open_picture, plain
 from ..model import DiffusionModel
 from ..pocket.conditions import KINDS, keypose_layout, sketch_layout
 from .layerwise import LayerAttention, cross_attention
+from .masks import Region
 
 __all__ = ["controlnets", "keypose_layout", "layerwise_controlnet", "load_adapter", "sketch_layout", "spatial_control"]
 
@@ -91,7 +94,9 @@ def find(name: str) -> str:
 def spatial_control(model: DiffusionModel, spatial: tuple | Sequence[tuple]) -> Iterator[None]:
     """While on, `model.unet` follows one condition (adapter, picture[, scale]) or the sum of several.
 
-    The picture, of any size, is stretched over what is drawn. Raises ValueError on a condition that is none, and on an
+    The picture, of any size, is stretched over what is drawn. `scale` is a number, or a list: pairs (box, weight), a
+    box being (left, top, right, bottom) as fractions of the picture, and last the weight everywhere else; where boxes
+    overlap the later one counts. Raises ValueError on a condition that is none, and on an
     adapter made for another U-Net.
     """
     with ExitStack() as stack:
@@ -106,7 +111,39 @@ def spatial_control(model: DiffusionModel, spatial: tuple | Sequence[tuple]) -> 
         yield
 
 
-def conditions(spatial: tuple | Sequence[tuple]) -> list[tuple[nn.Module, Image.Image, float]]:
+@dataclass(frozen=True)
+class Scale:
+    """How much a condition counts: one weight, and others inside boxes."""
+
+    weight: float
+    regions: tuple[tuple[Region, float], ...] = ()  # a Region is a box here, its prompt is not used
+
+    def on(self, feature: Tensor) -> Tensor:
+        """The feature (B, C, h, w) times its weight in every cell. Boxes count as in `masks.Region.cover`."""
+        if not self.regions:
+            return self.weight * feature
+        h, w = feature.shape[-2:]
+        weights = torch.full((h, w), self.weight)
+        for region, weight in self.regions:
+            inside = region.cover(h, w)  # (h, w)
+            weights = (1 - inside) * weights + inside * weight
+        return weights.to(feature) * feature
+
+
+def read_scale(given: float | Sequence) -> Scale:
+    """A number, or [(box, weight), ..., weight elsewhere]; ValueError on anything else or what is not finite."""
+    *pairs, weight = given if isinstance(given, (list, tuple)) and given else [given]
+    paired = all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs)
+    weights = [weight, *(pair[1] for pair in pairs if paired)]
+    if not paired or not all(isinstance(each, numbers.Real) and math.isfinite(each) for each in weights):
+        raise ValueError(
+            f"The scale {given!r} of a spatial condition must be a finite number, or a list of pairs "
+            "((left, top, right, bottom), weight) with the weight everywhere else as its last entry."
+        )
+    return Scale(float(weight), tuple((Region("a condition's weight", box=box), float(w)) for box, w in pairs))
+
+
+def conditions(spatial: tuple | Sequence[tuple]) -> list[tuple[nn.Module, Image.Image, Scale]]:
     """One condition or several -> [(adapter, picture, scale)]; the scale may be left out and is 1 then."""
     given = [spatial] if isinstance(spatial, tuple) else list(spatial)
     out = []
@@ -114,13 +151,13 @@ def conditions(spatial: tuple | Sequence[tuple]) -> list[tuple[nn.Module, Image.
         fields = isinstance(condition, (tuple, list)) and len(condition) in (2, 3)
         adapter, picture, scale = (*condition, 1.0)[:3] if fields else (None, None, 0)
         known = isinstance(adapter, (T2IAdapter, ControlNetModel)) and isinstance(picture, (Image.Image, str, Path))
-        if not (known and isinstance(scale, numbers.Real) and math.isfinite(scale)):
+        if not known:
             raise ValueError(
                 "A spatial condition is (adapter, picture, scale): an adapter of load_adapter, a PIL picture or its "
                 "file, a number."
             )
         picture = plain(picture) if isinstance(picture, Image.Image) else open_picture(picture)
-        out.append((adapter, picture, float(scale)))
+        out.append((adapter, picture, read_scale(scale)))
     return out
 
 
@@ -148,7 +185,7 @@ def check(model: DiffusionModel, adapter: T2IAdapter | ControlNetModel) -> None:
 class Guide:
     """A forward pre-hook of the U-Net that adds what an adapter makes of a picture to each call."""
 
-    def __init__(self, adapter: nn.Module, picture: Image.Image, scale: float, factor: int):
+    def __init__(self, adapter: nn.Module, picture: Image.Image, scale: Scale, factor: int):
         self.adapter, self.picture, self.scale, self.factor = adapter, picture, scale, factor
         self.cache: dict[tuple[int, int], object] = {}  # by the latent's size
 
@@ -171,7 +208,7 @@ class AdapterGuide(Guide):
 
     def prepare(self, size) -> list[Tensor]:
         with torch.no_grad():
-            return [self.scale * f for f in self.adapter(self.pixels(size, self.adapter.config.in_channels))]
+            return [self.scale.on(f) for f in self.adapter(self.pixels(size, self.adapter.config.in_channels))]
 
     def residuals(self, features: list[Tensor], call: dict) -> dict:
         name = "down_intrablock_additional_residuals"
@@ -192,9 +229,9 @@ class ControlNetGuide(Guide):
             call["timestep"],
             encoder_hidden_states=call["encoder_hidden_states"],
             controlnet_cond=picture.expand(len(call["sample"]), -1, -1, -1),
-            conditioning_scale=self.scale,
             return_dict=False,
         )
+        down, middle = [self.scale.on(f) for f in down], self.scale.on(middle)
         if call.get("mid_block_additional_residual") is not None:
             down = [a + b for a, b in zip(down, call["down_block_additional_residuals"], strict=True)]
             middle = middle + call["mid_block_additional_residual"]

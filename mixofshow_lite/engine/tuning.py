@@ -28,13 +28,14 @@ from ..model import DiffusionModel, denoising_loss, draw_noise
 from . import lora
 from .attention_loss import outside_attention, watched
 from .checkpoint import Checkpoint
+from .fusion.grams import CONTEXT_LINEAR
 from .layerwise import BEGINNINGS
 from .parallel import accelerator_for, add_up, shares
-from .recipes import PAPER, PAPER_CUSTOM, RECIPES, Recipe, recipe_for
+from .recipes import RECIPES, SD15, Recipe, recipe_for
 from .views import add_prior, prepare
-from .wording import Reader, init_rows, quicken, spread
+from .wording import Reader, density_loss, init_rows, quicken, spread
 
-__all__ = ["PAPER", "PAPER_CUSTOM", "RECIPES", "Recipe", "recipe_for", "tune"]
+__all__ = ["RECIPES", "SD15", "Recipe", "recipe_for", "tune"]
 
 
 def tune(
@@ -82,6 +83,7 @@ def tune(
     rows = init_rows(base, recipe, words, class_word, seed)
     limit = (recipe.freeze_norm or math.inf) * spread(base) * base.text_encoder.config.hidden_size**0.5
     attach(model, recipe, seed, gradient_checkpointing)
+    table = base.text_encoder.get_input_embeddings().weight.float()  # (vocabulary, D)
     views = prepare(base, data, recipe, phrase, seed)
     file = checkpoint.with_suffix(".prior.safetensors") if checkpoint and first else None
     if recipe.prior:
@@ -107,6 +109,9 @@ def tune(
         for step in range(state.step, steps):
             pick = torch.tensor(views.draw(recipe.batch, generator, recipe.noises))
             t, noise = draw_noise(base, (len(pick), *views.latents.shape[1:]), recipe.noise_offset, generator)
+            latents = views.latents_of(pick, generator)  # (b, C, h, w)
+            if recipe.drop_context > 0:
+                drop_context(model, recipe.drop_context, generator)
             loss = torch.zeros((), device=base.device)
             for part in shares(len(pick), accumulate, accelerator):
                 some = pick[part]
@@ -115,13 +120,18 @@ def tune(
                     with accelerator.autocast():
                         context = reader(some)
                         losses = denoising_loss(
-                            model, views.latents[some], context, noise[part], t[part], views.counted[some], each=True
+                            model, latents[part], context, noise[part], t[part], views.counted[some], each=True
                         )
                         if regularised:
-                            losses = losses + recipe.attention * outside_attention(maps, views.inside[some])
+                            outside = outside_attention(maps, views.inside[some], recipe.full_identity)
+                            losses = losses + recipe.attention * outside
                         of_part = (weight[part] * losses).sum()
                     accelerator.backward(of_part)
                 loss += of_part.detach()
+            if recipe.density > 0 and first:  # once a step, whatever parts it is worked in
+                crowded = recipe.density * density_loss(torch.cat(list(rows.values())), table, recipe.bandwidth)
+                accelerator.backward(crowded)
+                loss += crowded.detach()
             loss = add_up(accelerator, tuned, loss)
             norm = torch.cat(list(rows.values())).norm(dim=1).mean().item()
             if norm >= limit:
@@ -192,12 +202,25 @@ def attach(model: DiffusionModel, recipe: Recipe, seed: int, gradient_checkpoint
             lora.attach(model.text_encoder, recipe.rank)
         if recipe.unet_lora is not None:
             lora.attach(model.unet, recipe.rank, recipe.unet_lora)
+        if recipe.down_std is not None:
+            for net in (model.text_encoder, model.unet):
+                lora.start_normal(net, recipe.down_std)
     if gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
         enable = getattr(model.text_encoder, "activation_checkpointing_enable", None)  # since transformers 5.23
         (enable or model.text_encoder.gradient_checkpointing_enable)({"use_reentrant": False})
         model.text_encoder.train()  # transformers recomputes in training mode only; CLIP has no dropout
         model.text_encoder.set_attn_implementation(BEGINNINGS)  # also while it recomputes, after `encode` has returned
+
+
+def drop_context(model: DiffusionModel, rate: float, generator: torch.Generator) -> None:
+    """Leave out each LoRA of cross-attention's keys and values for this step with probability `rate` (in place).
+
+    What the concept is then has to be in its words and in the other layers, as in the official research branch.
+    """
+    for name, layer in lora.attached(model.unet).items():
+        if CONTEXT_LINEAR.search(name):
+            layer.scaling["default"] = float(torch.rand((), generator=generator) >= rate)
 
 
 def make_optimizer(model: DiffusionModel, rows: dict[str, Tensor], recipe: Recipe) -> torch.optim.AdamW:

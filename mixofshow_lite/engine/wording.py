@@ -6,11 +6,13 @@ c        context   (b, L, N, D)
 """
 
 import hashlib
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import QuickGELUActivation
 
 from ..files.concept import Bound, bind
@@ -34,14 +36,36 @@ def init_rows(
     seed and on the word: two clients who both take seed 0 must not start from one identity.
     """
     table = base.text_encoder.get_input_embeddings().weight.detach().float()
-    tokens = base.tokenizer(class_word, add_special_tokens=False).input_ids
     copies, rows = len(base.layers) if recipe.layerwise else 1, {}
     for word, kind in zip(words, recipe.init, strict=True):
         digest = hashlib.sha256(f"{seed} {word}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        draw = torch.randn(table.shape[1], generator=generator).to(table.device) * spread(base)
-        rows[word] = nn.Parameter((draw if kind == "rand" else table[tokens].mean(dim=0)).repeat(copies, 1))
+        if kind == "rand":
+            row = torch.randn(table.shape[1], generator=generator).to(table.device) * spread(base)
+        else:
+            like = class_word if kind == "class" else kind
+            row = table[base.tokenizer(like, add_special_tokens=False).input_ids].mean(dim=0)
+        rows[word] = nn.Parameter(row.repeat(copies, 1))
     return rows
+
+
+def density_loss(rows: Tensor, table: Tensor, bandwidth: float = 0.5) -> Tensor:
+    """The words' negative log density among the model's own embeddings, summed over the rows -> ().
+
+    rows (R, D), table (V, D). The density of a row is the sum over its D numbers of a Gaussian kernel estimate from the
+    table's numbers in the same place. It keeps words from growing long: the research branch's way, where the main
+    branch stops tuning them at a length. One row at a time, computed again in the backward pass: V * D numbers.
+    """
+    total = torch.zeros((), device=rows.device)
+    for row in rows.float():
+        total = total - checkpoint(density, row, table, bandwidth, use_reentrant=False).log()
+    return total
+
+
+def density(row: Tensor, table: Tensor, bandwidth: float) -> Tensor:
+    """One row's (D,) density among the table's rows (V, D), summed over the D numbers."""
+    kernel = torch.exp(-0.5 * ((row - table) / bandwidth).square()) / (math.sqrt(2 * math.pi) * bandwidth)  # (V, D)
+    return kernel.mean(dim=0).sum()
 
 
 class QuickGELU(torch.autograd.Function):

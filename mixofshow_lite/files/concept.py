@@ -137,6 +137,14 @@ class Concept:
         scaled = {net: {m: (down, self.scale * up) for m, (down, up) in f.items()} for net, f in self.lora.items()}
         return write_lora(lora_state(scaled, format), file)
 
+    def scaled(self, text_encoder: float = 1.0, unet: float = 1.0) -> "Concept":
+        """The same concept with its updates of each network times a number, W0 + alpha dW: the official code's
+        `text_encoder_alpha` and `unet_alpha`. The words stay as they are.
+        """
+        alphas = {"text_encoder": text_encoder, "unet": unet}
+        lora = {net: {m: (down, alphas[net] * up) for m, (down, up) in f.items()} for net, f in self.lora.items()}
+        return replace(self, lora=lora)
+
     def renamed(self, name: str | None = None, words: Sequence[str] | None = None) -> "Concept":
         """The same concept under another name, with other words, or both; settles clashes.
 

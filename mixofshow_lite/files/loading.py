@@ -19,6 +19,7 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -30,6 +31,7 @@ from .concept import atomic_folder
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+PREFIX = "text_model."  # of the text encoder's weights, as transformers before 5 writes and expects them
 CLASSES = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "vae": "AutoencoderKL"}
 
 
@@ -210,7 +212,8 @@ def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
     A word <v> becomes L tokens <v_0> ... <v_{L-1}> that hold its L rows, and a token <v> that holds their mean: a stock
     pipeline that is given <v> draws an approximation of the concept (one row for all layers), this library reads the L
     rows back through new_concept_cfg.json. The official code reads the same file: it puts token <v_l> in the place of
-    <v> in the l-th of its L copies of a prompt, so its layers must be counted as here: down, mid, up.
+    <v> in the l-th of its L copies of a prompt, so its layers must be counted as here: down, mid, up. Its own versions
+    of diffusers and transformers (0.19 and 4.31) open the folder too.
     """
     from transformers import CLIPTokenizer
 
@@ -236,6 +239,7 @@ def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
                 weight[token] = row.to(weight)
         pipeline.tokenizer = tokenizer
         pipeline.save_pretrained(temporary)
+        write_for_old_loaders(temporary)
         about = {"base_id": model.base_id, "fingerprint": model.fingerprint, "guidance": model.guidance}
         (temporary / "mixofshow.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if listing:
@@ -243,6 +247,31 @@ def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
         if model.known_words:
             (temporary / "words.txt").write_text("\n".join(sorted(model.known_words)) + "\n", encoding="utf-8")
     return Path(folder)
+
+
+def write_for_old_loaders(folder: Path) -> None:
+    """Add to a diffusers folder what transformers before 5 reads it by; the present one reads it as before.
+
+    It needs vocab.json, merges.txt and added_tokens.json beside tokenizer.json, and the prefix `text_model.` in the
+    text encoder's weights: without them it raises a TypeError, or goes on with random weights and a warning.
+    """
+    tokenizer = read_json(folder / "tokenizer" / "tokenizer.json")
+    vocabulary, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    added = {word: number for word, number in added.items() if word not in vocabulary}
+    lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    texts = {"vocab.json": json.dumps(vocabulary, ensure_ascii=False)}
+    texts["merges.txt"] = "\n".join(["#version: 0.2", *lines]) + "\n"
+    if added:
+        texts["added_tokens.json"] = json.dumps(added, ensure_ascii=False, indent=2) + "\n"
+    for name, text in texts.items():
+        (folder / "tokenizer" / name).write_text(text, encoding="utf-8")
+    file = folder / "text_encoder" / f"{WEIGHTS['text_encoder']}.safetensors"
+    weights = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in load_file(file).items()}
+    renamed = file.with_suffix(".renamed")
+    save_file(weights, renamed, metadata={"format": "pt"})
+    del weights  # they are mapped from the file that is replaced now, which some systems do not allow
+    os.replace(renamed, file)
 
 
 def read_words(folder: Path, model: DiffusionModel) -> dict[str, torch.Tensor]:

@@ -97,6 +97,7 @@ class Normal:
     prior: Tensor  # (n,) of the concepts' updates in the average
     inverse: Tensor  # (d_in, d_in) (G + lam I)^-1, or the pseudo-inverse when lam = 0
     rest: Tensor  # (d_in, d_in) I - G (G + lam I)^-1: where the recordings are silent
+    span: Tensor  # (d_in, s) orthonormal: the directions that the recordings know above their rounding
     ridge: float  # lam, absolute
     condition: float  # of G + lam I; infinite when singular
     freedom: float  # trace of G (G + lam I)^-1: directions that the recordings decide
@@ -131,6 +132,7 @@ def normal_equations(
     largest = values[-1].item()
     lam = ridge * values.mean().item() if largest > 0 else 0.0
     rounding = max(len(values) ** 0.5 * precision, len(values) * torch.finfo(values.dtype).eps)
+    known = values > rounding * largest
     seen = values + lam > rounding * largest
     inverted = torch.where(seen, 1 / (values + lam), 0.0)  # (d_in,)
     smallest = values[0].item() + lam if bool(seen.all()) else 0.0
@@ -140,6 +142,7 @@ def normal_equations(
         prior=weights if prior is None else prior,
         inverse=(vectors * inverted) @ vectors.T,
         rest=(vectors * (1 - values * inverted)) @ vectors.T,
+        span=vectors[:, known],
         ridge=lam,
         condition=(largest + lam) / smallest if smallest > 0 else float("inf"),
         freedom=(values * inverted).sum().item(),
@@ -174,12 +177,17 @@ def closed_form(normal: Normal, factors: list[Factors], towards: str = "average"
 def lbfgs(normal: Normal, factors: list[Factors], towards: str = "base", iterations: int = 500) -> Factors:
     """The paper's solver: LBFGS (rate 1, history 25, strong Wolfe) on the same objective; the best iterate is kept.
 
-    It starts from W0 as the paper does, or from the average. It has no ridge: stopping early is its regulariser.
+    It starts from W0 as the paper does, or from the average. It has no ridge: stopping early is its regulariser. Like
+    the closed form without a ridge it does not move in directions that the Grams know by their rounding alone: the
+    search would walk far along them for nothing, where the paper's, on float32 rows, does not.
     """
     grams, weights = normal.grams, normal.weights
     up = torch.cat([up for _, up in factors], dim=1)  # (d_out, sum r_i)
+    known = normal.span @ normal.span.T  # (d_in, d_in), a projection
     total = sum(weight * gram for weight, gram in zip(weights, grams, strict=True))
+    total = known @ total @ known
     moved = torch.cat([w * (down @ gram) for w, gram, (down, _) in zip(weights, grams, factors, strict=True)])
+    moved = moved @ known
     cross = up @ moved  # (d_out, d_in) = sum_i w_i dW_i G_i
     constant = sum(
         weight * energy(own, gram) for weight, gram, own in zip(weights.tolist(), grams, factors, strict=True)

@@ -14,7 +14,8 @@ values -> spatial layers.
 Departures from the paper: it records "photo of a {}" and "{}" without guidance and runs LBFGS for 500/50 iterations
 from W0. On a small model that exact answer overfits what was recorded: prompts outside it turn to noise. So the
 default records several contexts with guidance and solves in closed form with a ridge towards the average.
-`solver="lbfgs"` is the paper's solver; the other choices are in `settings`.
+`solver="lbfgs"` is the paper's solver and `recording="paper"` records the rows of the official code; the other choices
+are in `settings`.
 """
 
 import hashlib
@@ -56,14 +57,15 @@ def gradient_fusion(
 ) -> DiffusionModel:
     """The base with the fused update of all concepts and all their words; `.report` says what each concept lost where.
 
-    `settings` are the fields of `Settings`: ridge, towards, prompts, steps, guidance, seed, size, padding, iterations,
-    preserve, plain, balance, span, refine. With `drift` the report also says how far prompts without any concept have
-    moved (it samples them). The base and the concepts stay as they are; their order does not matter. A concept without
-    updates just adds its words; to keep its pictures too, name it in `plain` prompts and `preserve` them. What is
-    recorded is taken from `memory` and added to it. Raises ValueError with one sentence on unusable concepts, weights
-    or settings.
+    `settings` are the fields of `Settings`: ridge, towards, prompts, spatial_prompts, words_only, steps, guidance,
+    seed, size, padding, iterations, preserve, plain, balance, span, refine; and recording="paper", which records what
+    the official code does (its separate alphas of the two networks are `Concept.scaled`). With `drift` the report
+    also says how far prompts without any concept have moved (it samples them). The base and the concepts stay as they
+    are; their order does not matter. A concept without updates just adds its words; to keep its pictures too, name it
+    in `plain` prompts and `preserve` them. What is recorded is taken from `memory` and added to it. Raises ValueError
+    with one sentence on unusable concepts, weights or settings.
     """
-    chosen = Settings(solver=solver, **settings)
+    chosen = Settings.of(solver=solver, **settings)
     concepts, w = check(base, concepts, weights)
     fusion = Fusion(base, concepts, w, chosen)
     total = len(STAGES) * (len(concepts) + (chosen.preserve > 0)) * (1 + chosen.refine)
@@ -90,7 +92,7 @@ class Fusion:
     def __init__(self, base: DiffusionModel, concepts: list[Concept], weights: Tensor, settings: Settings):
         self.concepts, self.weights = updating(concepts, weights)  # n, (n,)
         self.base, self.settings = base, settings.sized(len(self.concepts))
-        self.contexts = {concept.name: settings.contexts(concept) for concept in self.concepts}
+        self.contexts = {(c.name, stage): settings.contexts(c, stage) for c in self.concepts for stage in STAGES}
         self.worded = base.with_words(*concepts)
         self.factors: dict[str, Factors] = {"text_encoder": {}, "unet": {}}
         self.layers: dict[str, list[LayerReport]] = {}  # stage -> reports
@@ -140,7 +142,7 @@ class Fusion:
 
     def record(self, fused: DiffusionModel, concept, own, stage: str, names: list[str]) -> Statistics:
         """Inputs of a stage's layers for the prompts of `concept` (None: the plain ones), with the layers of `own`."""
-        prompts = self.contexts[concept.name] if concept else list(self.settings.plain)
+        prompts = self.contexts[concept.name, stage] if concept else list(self.settings.plain)
         if self.settings.stage_ridge[STAGES.index(stage)] != "auto":
             return record(fused, own, stage, names, prompts, self.settings)
         return joined([record(fused, own, stage, names, [p], self.settings, i) for i, p in enumerate(prompts)])
@@ -216,9 +218,11 @@ def record(
         return record_spatial(with_factors(fused, {net: scaled}), names, prompts, settings.seed + first, **sampling)
     if stage == TEXT:
         fused = with_factors(fused, {net: scaled})
-    read = record_text if stage == TEXT else record_context
-    seen = read(fused, names, prompts, settings.padding)
-    return seen if guidance == 1 else seen.mixed(read(fused, names, [""], settings.padding), share=0.5)
+    read, how = record_text, [settings.padding]
+    if stage == CONTEXT:
+        read, how = record_context, [settings.padding, settings.words_only]
+    seen = read(fused, names, prompts, *how)
+    return seen if guidance == 1 else seen.mixed(read(fused, names, [""], *how), share=0.5)
 
 
 def solve_feed(

@@ -125,6 +125,14 @@ def real_tokens(model: DiffusionModel, prompt: str) -> Tensor:
     return torch.arange(model.tokens) <= int(ends[1:].nonzero()[0]) + 1
 
 
+def word_tokens(model: DiffusionModel, prompt: str) -> Tensor:
+    """(N,) bool: true where a concept word or the first end token stands, all that the official code takes here."""
+    keep = real_tokens(model, prompt)
+    last = int(keep.nonzero()[-1])  # the first end token
+    words = bind(model.tokenizer, [prompt], list(model.words)).slots[0] >= 0
+    return words | (torch.arange(model.tokens) == last)
+
+
 @torch.no_grad()
 def record_text(model: DiffusionModel, names: list[str], prompts: list[str], padding: bool = True) -> Statistics:
     """Inputs of the text encoder's layers while it reads the prompts (L times where concept words stand)."""
@@ -137,13 +145,22 @@ def record_text(model: DiffusionModel, names: list[str], prompts: list[str], pad
 
 
 @torch.no_grad()
-def record_context(model: DiffusionModel, names: list[str], prompts: list[str], padding: bool = True) -> Statistics:
-    """Inputs of cross-attention's keys and values. They are the context itself, so the U-Net need not run."""
+def record_context(
+    model: DiffusionModel, names: list[str], prompts: list[str], padding: bool = True, words_only: bool = False
+) -> Statistics:
+    """Inputs of cross-attention's keys and values. They are the context itself, so the U-Net need not run.
+
+    All N tokens count, for the U-Net attends to all of them; without `padding` those up to the end token, with
+    `words_only` the concept's words and the end token.
+    """
     recorder = GramRecorder({})
     layers = {f"{layer}.context": index for index, layer in enumerate(model.layers)}
     feeds = sorted({feed(name) for name in names})
     for prompt in prompts:
-        recorder.keep = None if padding else real_tokens(model, prompt)
+        if words_only:
+            recorder.keep = word_tokens(model, prompt)
+        else:
+            recorder.keep = None if padding else real_tokens(model, prompt)
         context = model.context(prompt)  # (1, L, N, D)
         for key in feeds:
             recorder.add(key, context[:, layers[key]])

@@ -16,6 +16,17 @@ from .report import STAGES
 # paper's own solver, at half of that one's drift (data/results/fusion_sweep.json).
 RIDGE = 0.09
 PROMPTS = ("photo of a {}", "a {} in the forest", "a {} on the beach", "a picture of a {} in the city")
+# What the official code records, main branch: two prompts for the text encoder and for keys and values, one without
+# guidance for the spatial layers; no padding, and of the text features those of the concept's words and the end token
+# only. Per concept of two words that is 176 rows in the text encoder, 6 in keys and values, 20 steps of one picture.
+PAPER_RECORDING = {
+    "prompts": ("photo of a {}", "{}"),
+    "spatial_prompts": ("photo of a {}",),
+    "steps": 20,
+    "guidance": 1.0,
+    "padding": False,
+    "words_only": True,
+}
 PLACE_PROMPTS = ("photo of {}", "a cat in {}", "a blue robot in {}", "two friends in {}")
 PLACES = frozenset(
     "beach forest snow city desert moon mountain lake street castle room".split()
@@ -51,6 +62,8 @@ class Settings:
     towards: str | None = None  # where the ridge (or LBFGS's start) is: "average", "base"; None: average, LBFGS: base
     prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None  # with {} for the words; or by concept name;
     # None: PROMPTS, or PLACE_PROMPTS where the class word is a place
+    spatial_prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None  # of the pictures; None: `prompts`
+    words_only: bool = False  # of the text features, only those of concept words and the end token are recorded
     steps: int = 12  # denoising steps of every recorded picture
     guidance: float | None = (
         None  # while recording; None: the model's default, 1: conditional branch only, as in the paper
@@ -98,11 +111,14 @@ class Settings:
     def prior(self) -> str:
         return self.towards or ("average" if self.solver == "closed_form" else "base")
 
-    def contexts(self, concept: Concept) -> list[str]:
-        """The recorded prompts of one concept. A concept without words (an ordinary LoRA) may be given whole prompts
-        under its name, e.g. with its trigger word; otherwise {} becomes its class word.
+    def contexts(self, concept: Concept, stage: str = STAGES[0]) -> list[str]:
+        """The recorded prompts of one concept in a stage. A concept without words (an ordinary LoRA) may be given whole
+        prompts under its name, e.g. with its trigger word; otherwise {} becomes its class word.
         """
-        own = self.prompts.get(concept.name) if isinstance(self.prompts, Mapping) else self.prompts
+        asked = self.prompts
+        if stage == STAGES[-1] and self.spatial_prompts is not None:
+            asked = self.spatial_prompts
+        own = asked.get(concept.name) if isinstance(asked, Mapping) else asked
         given, name = own is not None, concept.phrase or concept.class_word
         if own is None:
             own = PLACE_PROMPTS if concept.class_word in PLACES else PROMPTS
@@ -116,13 +132,31 @@ class Settings:
             raise ValueError(f"prompts={own!r} do not name the concept: give a list of prompts with {{}} in each.")
         return [prompt.replace("{}", name) for prompt in own]
 
+    @classmethod
+    def of(cls, recording: str | None = None, **given) -> "Settings":
+        """The settings given; with recording="paper" what is recorded is PAPER_RECORDING, as far as it is not given."""
+        if recording not in (None, "paper"):
+            raise ValueError(f"recording={recording!r} is unknown: say 'paper', or leave it out for several contexts.")
+        return cls(**((PAPER_RECORDING if recording == "paper" else {}) | given))
+
     def as_dict(self) -> dict:
         """Plain values, as they are kept in a center node's file: `Settings(**as_dict())` is equal in effect."""
         return json.loads(json.dumps(asdict(self)))
 
     def recording(self) -> str:
         """A short hash of all that the recordings depend on."""
-        named = ("prompts", "steps", "guidance", "seed", "size", "padding", "plain", "ridge")
+        named = (
+            "prompts",
+            "spatial_prompts",
+            "words_only",
+            "steps",
+            "guidance",
+            "seed",
+            "size",
+            "padding",
+            "plain",
+            "ridge",
+        )
         kept = {name: self.as_dict()[name] for name in named}
         kept["ridge"] = ["auto" == ridge for ridge in self.stage_ridge]  # Grams are kept per prompt then
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
