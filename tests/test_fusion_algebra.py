@@ -132,7 +132,7 @@ def test_lbfgs_stays_out_of_directions_that_only_rounding_knows():
     for ridge in (0.0, 0.09):  # the default ridge is passed to LBFGS too, which has none
         rounded = algebra.normal_equations(grams, equal(3), ridge, precision=torch.finfo(torch.float32).eps)
         found = algebra.dense(algebra.lbfgs(rounded, factors))
-        assert found[:, -1].abs().max() < 1e-9
+        assert found[:, -1].abs().max() < 1e-4  # what the other directions lean into it
         exact = algebra.normal_equations(grams, equal(3), 0.0, precision=torch.finfo(torch.float32).eps)
         assert (found - algebra.dense(algebra.closed_form(exact, factors, "base"))).abs().max() < 1e-6
 
