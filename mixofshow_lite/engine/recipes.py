@@ -60,7 +60,8 @@ class Recipe:
 
 # Recipe.freeze_norm on pocket: words end at a length of 1.7, where the model's own have 0.9 to 1.1, a random row 0.42.
 # One row that has to say everything reaches it after some 30 steps, the 32 of an ED-LoRA do not (1.67 of fourteen at
-# most). paper.word_length measures what that does; the official factor, 1.5 times a word of the model's, would be 3.25.
+# most). paper.word_length measures what that does; the factor of the official main branch, 1.5 times a word of the
+# model's, would be 3.25; its research branch has no limit.
 FREEZE_NORM = 4.09
 
 RECIPES: dict[str, Recipe] = {

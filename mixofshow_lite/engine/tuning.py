@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -83,21 +84,18 @@ def tune(
     rows = init_rows(base, recipe, words, class_word, seed)
     limit = (recipe.freeze_norm or math.inf) * spread(base) * base.text_encoder.config.hidden_size**0.5
     attach(model, recipe, seed, gradient_checkpointing)
-    table = base.text_encoder.get_input_embeddings().weight.float()  # (vocabulary, D)
     views = prepare(base, data, recipe, phrase, seed)
     file = checkpoint.with_suffix(".prior.safetensors") if checkpoint and first else None
     if recipe.prior:
         views = add_prior(views, base, class_word, recipe.prior, seed, file, progress)
     reader = Reader(model, views.prompts, rows, recipe.text_lora)
-    weight = torch.tensor([1.0] * recipe.batch + [recipe.prior_weight] * (recipe.batch if recipe.prior else 0))
-    weight = weight.to(base.device) / recipe.batch  # of each picture in a step's loss
+    weight = picture_weights(recipe).to(base.device)
     regularised = recipe.attention > 0 and views.masked
 
     generator = torch.Generator().manual_seed(seed)
     optimizer = accelerator.prepare(make_optimizer(model, rows, recipe))
     tuned = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-    decay = (lambda step: max(0.0, 1 - step / steps)) if recipe.decay else lambda step: 1.0
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, decay)
+    schedule = make_schedule(optimizer.optimizer, recipe, steps)
     key = f"{asdict(recipe)} {phrase} {seed} {steps} {base.fingerprint} {data.digest()}"
     parts = {"schedule": schedule, "scaler": accelerator.scaler, "generator": generator}
     state = Checkpoint(checkpoint, key, optimizer, keep=first, **parts)
@@ -110,33 +108,26 @@ def tune(
             pick = torch.tensor(views.draw(recipe.batch, generator, recipe.noises))
             t, noise = draw_noise(base, (len(pick), *views.latents.shape[1:]), recipe.noise_offset, generator)
             latents = views.latents_of(pick, generator)  # (b, C, h, w)
-            if recipe.drop_context > 0:
-                drop_context(model, recipe.drop_context, generator)
+            drop_context(model, recipe.drop_context, generator)
             loss = torch.zeros((), device=base.device)
             for part in shares(len(pick), accumulate, accelerator):
                 some = pick[part]
-                finder = reader.finder(some)
-                with watched(model.unet, finder) if regularised else nullcontext([]) as maps:
+                with watched(model.unet, reader.finder(some)) if regularised else nullcontext([]) as maps:
                     with accelerator.autocast():
-                        context = reader(some)
-                        losses = denoising_loss(
-                            model, latents[part], context, noise[part], t[part], views.counted[some], each=True
-                        )
+                        drawn = (latents[part], reader(some), noise[part], t[part], views.counted[some])
+                        losses = denoising_loss(model, *drawn, each=True)
                         if regularised:
-                            outside = outside_attention(maps, views.inside[some], recipe.full_identity)
-                            losses = losses + recipe.attention * outside
+                            penalty = outside_attention(maps, views.inside[some], recipe.full_identity)
+                            losses = losses + recipe.attention * penalty
                         of_part = (weight[part] * losses).sum()
                     accelerator.backward(of_part)
                 loss += of_part.detach()
             if recipe.density > 0 and first:  # once a step, whatever parts it is worked in
-                crowded = recipe.density * density_loss(torch.cat(list(rows.values())), table, recipe.bandwidth)
-                accelerator.backward(crowded)
-                loss += crowded.detach()
+                loss += backward_density(accelerator, base, rows, recipe)
             loss = add_up(accelerator, tuned, loss)
             norm = torch.cat(list(rows.values())).norm(dim=1).mean().item()
             if norm >= limit:
-                for row in rows.values():
-                    row.grad = None  # AdamW leaves alone what has no gradient
+                freeze(rows)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -213,14 +204,45 @@ def attach(model: DiffusionModel, recipe: Recipe, seed: int, gradient_checkpoint
         model.text_encoder.set_attn_implementation(BEGINNINGS)  # also while it recomputes, after `encode` has returned
 
 
+def picture_weights(recipe: Recipe) -> Tensor:
+    """The weight of each picture of a batch in the loss: the concept's, then as many of the prior if there is one."""
+    beside = recipe.batch if recipe.prior else 0
+    return torch.tensor([1.0] * recipe.batch + [recipe.prior_weight] * beside) / recipe.batch
+
+
+def backward_density(accelerator: Accelerator, base: DiffusionModel, rows: dict[str, Tensor], recipe: Recipe) -> Tensor:
+    """Add the gradient of what the words alone cost, their density among the base's own; returns the loss, ()."""
+    table = base.text_encoder.get_input_embeddings().weight.float()  # (V, D)
+    loss = recipe.density * density_loss(torch.cat(list(rows.values())), table, recipe.bandwidth)
+    accelerator.backward(loss)
+    return loss.detach()
+
+
+def freeze(rows: dict[str, Tensor]) -> None:
+    """Leave the words as they are in this step: AdamW leaves alone what has no gradient."""
+    for row in rows.values():
+        row.grad = None
+
+
 def drop_context(model: DiffusionModel, rate: float, generator: torch.Generator) -> None:
     """Leave out each LoRA of cross-attention's keys and values for this step with probability `rate` (in place).
 
     What the concept is then has to be in its words and in the other layers, as in the official research branch.
     """
+    if rate == 0:
+        return
     for name, layer in lora.attached(model.unet).items():
         if CONTEXT_LINEAR.search(name):
             layer.scaling["default"] = float(torch.rand((), generator=generator) >= rate)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rates that fall linearly to 0 over the steps, or stay."""
+
+    def factor(step: int) -> float:
+        return max(0.0, 1 - step / steps) if recipe.decay else 1.0
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def make_optimizer(model: DiffusionModel, rows: dict[str, Tensor], recipe: Recipe) -> torch.optim.AdamW:

@@ -153,8 +153,9 @@ def word_length(
     steps: int | None = None,
     scorer: Scorer | str | None = None,
 ) -> Study:
-    """What observation 2 (3.3.1) hangs on: how long tuning may make a word. The official code limits it, the paper does
-    not say so. Look-alikes only.
+    """What observation 2 (3.3.1) hangs on: how long tuning may make a word. The official code's main branch limits it;
+    its research branch, from which the paper's baselines seem to come, does not, nor does the paper say so. Look-alikes
+    only.
 
     `freeze_norms` are values of `Recipe.freeze_norm`, in lengths of a random row. Rows: per recipe, limit and concept,
     image-alignment and `identified` (see `observation_2`) by the words alone (_0) and with the whole LoRA (_1). The
