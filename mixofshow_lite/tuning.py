@@ -36,7 +36,7 @@ class Recipe:
     """What is tuned and how fast. The defaults are those of the baselines in the official research branch."""
 
     name: str
-    init: tuple[str, ...]  # one word each: "rand" starts at random, "class" as the class word
+    init: tuple[str, ...]  # one word each: "rand" starts at random, "class" as the class word, else as that word
     layerwise: bool = False  # V+ (an embedding per cross-attention layer) or V (one for all)
     class_after: bool = False  # prompts write "<v> rabbit", with the class word itself untrained
     text_lora: bool = False  # LoRA on the text encoder
@@ -64,7 +64,7 @@ RECIPES = {
     "lora": Recipe("lora", init=("class",), text_lora=True, unet_lora=EVERYWHERE, lr_words=5e-4),
     "custom_diffusion": Recipe(
         "custom_diffusion",
-        init=("rand",),
+        init=("ktn",),  # a rare token
         class_after=True,
         unet_lora=KEYS_AND_VALUES,
         rank=None,
@@ -74,6 +74,7 @@ RECIPES = {
         steps=250,
         batch=4,
         prior=200,
+        prior_weight=0.25,  # 1 officially, beside a loss that sums over the 4 channels, as `attention` below
     ),
     # The paper's own: main branch, 8101_EDLoRA_potter. (The research branch tunes characters for 1000 steps, without
     # mask, attention regularisation and freezing.)
@@ -224,7 +225,8 @@ def start_tuning(base: Model, name: str, class_word: str, recipe: Recipe, seed: 
         if kind == "rand":
             row = random_embedding(base.text_encoder, word, seed)
         else:
-            row = class_embedding(base.text_encoder, base.tokenizer, class_word)
+            like = class_word if kind == "class" else kind
+            row = class_embedding(base.text_encoder, base.tokenizer, like)
         # Every layer starts from the same embedding; tuning makes them differ.
         words[word] = nn.Parameter(row.to(base.unet.device).repeat(copies, 1))  # (L, D) or (1, D)
     with torch.random.fork_rng():

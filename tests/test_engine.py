@@ -68,7 +68,7 @@ def test_prompts(model, tiny_base, K, share):
 
 def test_words_start_alike(model, tiny_base):
     for name in ("ed_lora", "lora", "custom_diffusion"):
-        recipe = engine_recipes.RECIPES[name]
+        recipe = engine_recipes.SD15[name]
         run = tuning.start_tuning(model, "bibi", "rabbit", tuning.RECIPES[name], seed=3)
         fast = wording.init_rows(tiny_base, recipe, tuple(run.words), "rabbit", seed=3)
         assert run.words.keys() == fast.keys()

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny import make_concept
 
 import mixofshow_lite as mos
+from mixofshow_lite import tuning as paper_tuning
 from mixofshow_lite.engine import captions, lora, tuning, views, wording
 from mixofshow_lite.engine.attention_loss import outside_attention
 from mixofshow_lite.engine.fusion import Memory, Settings, gradient_fusion
@@ -39,6 +40,13 @@ def test_recipes_of_stable_diffusion_are_the_configurations_they_name(tiny_base,
     assert recipe.posterior and recipe.name == name
     if recipe.unet_lora is not None and recipe.rank is not None:
         assert (recipe.lr_text, recipe.lr_unet, recipe.rank) == (1e-5, 1e-4, 4)
+
+
+def test_the_engine_and_the_papers_file_have_one_table():
+    """Whatever both have a field for is equal in both."""
+    for name, recipe in paper_tuning.RECIPES.items():
+        for field, value in vars(recipe).items():
+            assert getattr(SD15[name], field) == value, (name, field)
 
 
 def test_what_else_the_configurations_say():

@@ -7,15 +7,17 @@
     ed_lora             V_rand+ V_class+   LoRA on text encoder and U-Net               ED-LoRA, the paper's
     custom_diffusion    V, then the class  whole cross-attention keys and values        Custom Diffusion [11]
 
-`RECIPES` has the pocket model's numbers, `SD15` the official code's for Stable Diffusion 1.5. That code has two
-branches whose numbers differ: "research", from which the paper's baselines and evaluation seem to come, and "main"
-(December 2023), which tunes ED-LoRA alone, with masks, attention regularisation and a limit on the words' length. Each
-recipe of `SD15` says in `source` which configuration it is.
+`RECIPES` has the pocket model's numbers. `SD15` has the official code's for Stable Diffusion 1.5: those of the paper's
+file `tuning`, and what only the engine has (views, wordings, density, dropping). That code has two branches whose
+numbers differ: "research", from which the paper's baselines and evaluation seem to come, and "main" (December 2023),
+which tunes ED-LoRA with masks, attention regularisation and a limit on the words' length. Each recipe of `SD15` says in
+`source` which configuration it is.
 """
 
 from dataclasses import dataclass, replace
 
 from ..model import DiffusionModel
+from ..tuning import RECIPES as PAPER
 
 
 @dataclass(frozen=True)
@@ -87,82 +89,57 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-# The official losses are sums over the latent's 4 channels divided by a mask of one, so 4 times the mean over all
-# numbers that Eq. 1 is here. What they add to it weighs a quarter here, so that the ratio is theirs.
-PER_CHANNEL = 1 / 4
 CACHED = {"variants": 8, "posterior": True}  # officially a new view at every step; here a few are encoded once
-RATES = {"lr_words": 1e-3, "lr_text": 1e-5, "lr_unet": 1e-4}
+# The short side of a picture fills the frame, at a random place. Official losses are sums over the latent's 4 channels
+# divided by a mask of one, 4 times the mean over all numbers that Eq. 1 is here: what they add weighs a quarter here.
+RESEARCH = CACHED | {"templates": "object", "shuffle": True, "down_std": 1 / 4}  # 1 / r
+DENSITY = {"density": 0.002 / 4, "bandwidth": 0.5}
+PERSON = {"framing": "person", "templates": "human"}
 
-MAIN = (
-    RATES
-    | CACHED
-    | {  # the main branch
-        "steps": None,
-        "batch": 4,
-        "background": 0.0,
-        "attention": 0.01 * PER_CHANNEL,
-        "framing": "person",
-        "templates": "human",
-        "shuffle": True,
-        "freeze_norm": 1.5,  # 0.55 officially, where a random row starts at 0.013 * sqrt(768) = 0.36
-    }
-)
-RESEARCH = (
-    RATES
-    | CACHED
-    | {  # the research branch, objects: the short side fills the frame, at a random place
-        "steps": 500,
-        "batch": 2,
-        "noise_offset": 0.0,
-        "templates": "object",
-        "shuffle": True,
-        "down_std": 1 / 4,  # 1 / r
-        "freeze_norm": None,
-    }
-)
-DENSITY = {"density": 0.002 * PER_CHANNEL, "bandwidth": 0.5}
-ED_LORA_RESEARCH = RESEARCH | DENSITY | {"noise_offset": 0.01}
 
-# Custom Diffusion: 2e-5 times a batch of 4; mirrored; the word starts as the rare "ktn". Its 200 pictures of the class
-# are photographs with captions of their own officially, drawn by the base here.
-CUSTOM = (
-    RATES
-    | CACHED
-    | {
-        "init": ("ktn",),
-        "lr_words": 8e-5,
-        "lr_unet": 8e-5,
-        "decay": False,
-        "steps": 250,
-        "batch": 4,
-        "noise_offset": 0.0,
-        "framing": "custom_diffusion",
-        "flip": True,
-        "prior": 200,
-        "prior_weight": 1.0 * PER_CHANNEL,  # its loss is a mean officially too
-    }
+def from_paper(recipe: str, source: str, **more) -> Recipe:
+    """A recipe of the paper's file `tuning`, with what the engine has beside it."""
+    shared = {name: value for name, value in vars(PAPER[recipe]).items() if name != "name"}
+    return replace(RECIPES[recipe], **(shared | {"source": source} | more))
+
+
+ED_LORA_RESEARCH = from_paper(
+    "ed_lora",
+    "research branch, EDLoRA_potter_Cmix_B4_Iter1K",  # characters; scenes are the same without PERSON
+    name="ed_lora_research",
+    steps=1000,
+    background=1.0,
+    attention=0.0,
+    freeze_norm=None,
+    **(RESEARCH | DENSITY | PERSON),
 )
 
 SD15: dict[str, Recipe] = {
-    name: replace(RECIPES[base], name=name, source=source, **numbers)
-    for name, base, source, numbers in (
-        ("textual_inversion", "textual_inversion", "research branch, TI_catA_Cmix_B2_Iter500", RESEARCH),
-        ("p_plus", "p_plus", "research branch, PPlus_catA_Cmix_B2_Iter500", RESEARCH | DENSITY),
-        ("lora", "lora", "research branch, Lora_catA_Cmix_B2_Iter500", RESEARCH | {"lr_words": 5e-4}),
-        ("ed_lora", "ed_lora", "main branch, 8101_EDLoRA_potter_Cmix_B4_Repeat500", MAIN),
-        (
-            "ed_lora_research",
-            "ed_lora",
-            "research branch, EDLoRA_potter_Cmix_B4_Iter1K",
-            ED_LORA_RESEARCH | {"steps": 1000, "batch": 4, "framing": "person", "templates": "human"},
+    recipe.name: recipe
+    for recipe in (
+        from_paper("textual_inversion", "research branch, TI_catA_Cmix_B2_Iter500", **RESEARCH),
+        from_paper("p_plus", "research branch, PPlus_catA_Cmix_B2_Iter500", **(RESEARCH | DENSITY)),
+        from_paper("lora", "research branch, Lora_catA_Cmix_B2_Iter500", **RESEARCH),
+        from_paper("ed_lora", "main branch, 8101_EDLoRA_potter_Cmix_B4_Repeat500", shuffle=True, **(CACHED | PERSON)),
+        ED_LORA_RESEARCH,
+        replace(
+            ED_LORA_RESEARCH,
+            name="ed_lora_research_object",
+            source="research branch, EDLoRA_catA_Cmix_dropkv02_B2_Iter500",
+            steps=500,
+            batch=2,
+            drop_context=0.2,
+            framing="zoom",
+            templates="object",
         ),
-        (
-            "ed_lora_research_object",
-            "ed_lora",
-            "research branch, EDLoRA_catA_Cmix_dropkv02_B2_Iter500",
-            ED_LORA_RESEARCH | {"drop_context": 0.2},
+        # Its 200 pictures of the class are photographs with captions of their own officially, drawn by the base here.
+        from_paper(
+            "custom_diffusion",
+            "research branch, Custom_Diffusion_catA_Cmix_B4_Iter250",
+            framing="custom_diffusion",
+            flip=True,
+            **CACHED,
         ),
-        ("custom_diffusion", "custom_diffusion", "research branch, Custom_Diffusion_catA_Cmix_B4_Iter250", CUSTOM),
     )
 }
 
