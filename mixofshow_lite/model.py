@@ -13,7 +13,6 @@ is read from the model.
 """
 
 import copy
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -30,7 +29,9 @@ from tqdm.auto import tqdm
 
 from .engine import lora
 from .engine.layerwise import encode, install
-from .files.concept import WORD, Concept, bind
+from .files.concept import Concept, bind
+from .files.prompt_check import as_prompts, cut_off, foreign_syntax, half_named, not_joined, unknown_words
+from .files.warn import warn
 
 
 @dataclass
@@ -45,10 +46,11 @@ class DiffusionModel:
     base_id: str = ""  # "pocket-v1", "sd15", a folder's or hub id's name
     fingerprint: str = ""  # of the base's weights; concepts and fused models keep the one of their base
     words: dict[str, Tensor] = field(default_factory=dict)  # concept word -> (L, D)
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)  # concept word -> all words of its concept
     report: object = None  # what a fusion says about itself, per layer
     guidance: float = 7.5  # default scale of classifier-free guidance
     known_words: frozenset[str] = frozenset()  # the pocket model's vocabulary in plain words; empty: not limited
-    warned: set[str] = field(default_factory=set, repr=False)  # unknown words the user has been told of
+    warned: set[str] = field(default_factory=set, repr=False)  # what the user has been told of prompts and words
     layers: tuple[str, ...] = field(init=False)  # names of the L cross-attention layers, down -> mid -> up
 
     def __post_init__(self):
@@ -84,7 +86,7 @@ class DiffusionModel:
     def copy(self) -> "DiffusionModel":
         """The same model with its own modules and words, sharing every weight tensor: change it as you like."""
         nets = {"text_encoder": lora.share(self.text_encoder), "unet": lora.share(self.unet)}
-        return replace(self, **nets, words=dict(self.words), report=copy.copy(self.report))
+        return replace(self, **nets, words=dict(self.words), names=dict(self.names), report=copy.copy(self.report))
 
     def with_concept(self, concept: Concept, alpha: float = 1.0) -> "DiffusionModel":
         """Phi_0 + alpha * dPhi with the concept's words; alpha = 0 is the embedding alone, Phi_0(P*) (Fig. 3)."""
@@ -106,6 +108,7 @@ class DiffusionModel:
                         'concept.renamed("another-name").'
                     )
                 model.words[word] = rows.detach().to(self.device, torch.float32)
+                model.names[word] = tuple(concept.words)
         return model
 
     def _check(self, concept: Concept) -> None:
@@ -122,46 +125,54 @@ class DiffusionModel:
                 stacklevel=4,
             )
 
-    def context(self, prompts: str | Sequence[str], words: dict[str, Tensor] | None = None) -> Tensor:
+    def context(
+        self, prompts: str | Sequence[str], words: dict[str, Tensor] | None = None, called: str = "prompt"
+    ) -> Tensor:
         """psi(P): prompts -> (B, L, N, D). A prompt without concept words is encoded once and expanded over the layers.
 
         A prompt with concept words is bound to L layer prompts (layer l uses row l of each word) and encoded L times.
         Gradients flow into `words` (default: the model's own) and the text encoder where they are enabled. Warns of
-        words that did not fit, that look like concept words and are none, and that the pocket model never saw.
+        what will not be understood (`check_prompts`), in sentences that call it `called`. Raises TypeError if a prompt
+        is no text.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = as_prompts(prompts)
         words = self.words if words is None else words
         unique = list(dict.fromkeys(prompts))
         bound = bind(self.tokenizer, unique, list(words))
-        self._warn(unique, bound.cut, words)
+        self.check_prompts(unique, bound.cut, words, called)
         table = torch.stack([*words.values()]) if words else None  # (W, L, D)
         contexts = dict(zip(unique, encode(self.text_encoder, bound, table, len(self.layers)), strict=True))
         if len(prompts) == 1:
             return contexts[prompts[0]][None]
         return torch.stack([contexts[prompt] for prompt in prompts])
 
-    def _warn(self, prompts: list[str], cut: list[str], words: dict[str, Tensor]) -> None:
-        for rest in cut:
-            if rest:
-                warnings.warn(
-                    f"The prompt is longer than {self.tokens - 2} tokens, this was cut off: {rest!r}.", stacklevel=5
-                )
-        for word in {w for prompt in prompts for w in WORD.findall(prompt)} - set(words) - self.warned:
-            self.warned.add(word)
-            known = ", ".join(words) or "no concept words"
-            warnings.warn(
-                f"{word} is no concept word of this model (it knows {known}): join its concept first.", stacklevel=5
+    def check_prompts(self, prompts: Sequence[str], cut: Sequence[str] = (), words=(), called: str = "prompt") -> None:
+        """Warn, each thing once, of what in the prompts will not be understood: see `files.prompt_check`.
+
+        `cut` is what did not fit of each prompt, `words` are the concept words they may use, `called` says in the
+        sentences what they are.
+        """
+        names = {word: name for word, name in self.names.items() if word in words}
+        said = [
+            cut_off(prompt, rest, words, self.tokens - 2, called) for prompt, rest in zip(prompts, cut, strict=False)
+        ]
+        said += [foreign_syntax(prompt, called) for prompt in prompts]
+        said += [half_named(prompt, names, called) for prompt in prompts]
+        by_key = {sentence: sentence for sentence in said if sentence} | not_joined(prompts, list(words))
+        for key in by_key.keys() - self.warned:
+            self.warned.add(key)
+            warn(by_key[key])
+        self.check_known(prompts)
+
+    def check_known(self, prompts: Sequence[str], called: str = "") -> None:
+        """Warn, once a word, of plain words that a model with a small vocabulary does not know."""
+        unknown = unknown_words(prompts, self.known_words) - self.warned
+        if unknown:
+            self.warned |= unknown
+            warn(
+                f"The {self.base_id} model does not know{called}: {', '.join(sorted(unknown))}. "
+                f"It knows: {', '.join(sorted(self.known_words))}."
             )
-        if self.known_words:
-            plain = (w for prompt in prompts for w in re.findall(r"[a-z]+", WORD.sub(" ", prompt).lower()))
-            unknown = set(plain) - self.known_words - self.warned
-            if unknown:
-                self.warned |= unknown
-                warnings.warn(
-                    f"The {self.base_id} model does not know: {', '.join(sorted(unknown))}. "
-                    f"It knows: {', '.join(sorted(self.known_words))}.",
-                    stacklevel=5,
-                )
 
     def prompt_embeds(self, prompts: str | Sequence[str]) -> Tensor:
         """The context as stock pipelines take it (`prompt_embeds`, `negative_prompt_embeds`): (B, L * N, D)."""
@@ -227,15 +238,15 @@ class DiffusionModel:
         picture, scale) of `spatial.load_adapter`, or several. `callback` gets a dict(step, t, latents, model) after
         every step, for each batch of at most `batch` pictures. Raises ValueError on n, steps or size out of range.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = as_prompts(prompt)
         if n < 1 or steps < 1 or not prompts:
             raise ValueError(f"n={n}, steps={steps}, {len(prompts)} prompts: ask for at least one of each.")
         if not all(p.strip() for p in prompts):
-            warnings.warn("The prompt is empty: the model draws whatever it likes (unconditionally).", stacklevel=3)
+            warn("The prompt is empty: the model draws whatever it likes (unconditionally).")
         guidance = self.guidance if guidance is None else guidance
         noise = self.noise(n, seed, size).repeat(len(prompts), 1, 1, 1)
         context = self.context([p for p in prompts for _ in range(n)])  # (B, L, N, D)
-        negative = self.context(negative_prompt)  # (1, L, N, D)
+        negative = self.context(negative_prompt, called="negative prompt")  # (1, L, N, D)
         pictures = []
         with self._controls(
             regions, spatial, guided=guidance != 1, steps=steps, base_ratio=base_ratio, isolate=isolate

@@ -316,7 +316,7 @@ def test_prompts_the_model_cannot_follow_are_told_once(tiny_base):
     model.known_words, model.warned = frozenset({"red", "cat"}), set()
     with pytest.warns(UserWarning, match="draws whatever it likes"):
         pixels(model, "", steps=1)
-    with pytest.warns(UserWarning, match="longer than 14 tokens, this was cut off: 'dog dog'"):
+    with pytest.warns(UserWarning, match="longer than 14 tokens, this was cut off: 'dog dog'; shorten it"):
         pixels(model, "cat " * 14 + "dog dog", steps=1)
     with pytest.warns(UserWarning, match="<bibi1> is no concept word of this model"):
         pixels(model, "a <bibi1>", steps=1)

@@ -30,7 +30,6 @@ PRIVATE_NAMES = {
     "engine/lora.py: _register_custom_module",  # peft
     "engine/parallel.py: _reset_state",  # accelerate
     "engine/parallel.py: _shared_state",  # accelerate
-    "engine/wording.py: _warn",
     "files/warn.py: _getframe",  # sys: whose line a warning shows
     "pocket/conditions.py: _keypoints",
     "pocket/objects.py: _fill_of",

@@ -9,7 +9,6 @@ one `Scorer`. Only numbers measured with the same scorer can be compared.
 """
 
 import functools
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..files.concept import WORD
+from ..files.prompt_check import A1111, as_prompts, foreign_syntax, short, unknown_words
 from ..files.resources import pocket_dir
+from ..files.warn import warn
 
 CLIPSCORE_WEIGHT = 2.5  # w of CLIPScore, as the official evaluation has it
 # open_clip's name of the paper's CLIP. OpenAI's weights were trained with QuickGELU; plain "ViT-B-32" is built with
@@ -38,6 +40,7 @@ class Scorer:
     tokenize: object  # list of prompts -> (B, N) token ids
     opening: str = ""  # written before every prompt
     device: str = "cpu"
+    known_words: frozenset[str] = frozenset()  # the words it was trained on; empty: not limited
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Image.Image], batch: int = 64) -> Tensor:
@@ -92,9 +95,10 @@ def _load(name: str, device: str) -> Scorer:
             "give a folder made by mixofshow_lite.pocket.train.clip"
         )
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}", device=device)
-    return Scorer(
-        name, model.eval(), preprocess, folder_tokenizer(folder / "tokenizer", model.context_length), "", device
-    )
+    tokenize = folder_tokenizer(folder / "tokenizer", model.context_length)
+    words = pocket_dir() / "words.txt"  # Pocket CLIP was trained on the pocket model's captions
+    known = frozenset(words.read_text(encoding="utf-8").split() if name == "pocket" and words.is_file() else ())
+    return Scorer(name, model.eval(), preprocess, tokenize, "", device, known)
 
 
 def folder_tokenizer(folder: str | Path, length: int):
@@ -117,12 +121,29 @@ def plain_prompt(prompt: str, concepts: Iterable = ()) -> str:
 
     `concepts` are `Concept`s. Raises ValueError if a word in angle brackets is left.
     """
+    concepts = list(concepts)
     for concept in concepts:
         prompt = prompt.replace(concept.phrase, concept.class_word)
-    left = re.findall(r"<[^<>\s]+>", prompt)
-    if left:
-        raise ValueError(f"CLIP does not know the concept word {left[0]}: pass the concept in concepts=[...]")
+    for word in WORD.findall(A1111.sub(" ", prompt)):
+        owner = next((concept for concept in concepts if word in concept.words), None)
+        if owner is not None:
+            raise ValueError(f"The prompt has {word} outside the concept's whole name: write {owner.phrase}.")
+        raise ValueError(f"CLIP does not know the concept word {word}: pass the concept in concepts=[...]")
     return prompt
+
+
+def warn_of(prompt: str, scorer: Scorer) -> None:
+    """Warn of what CLIP will not read in a prompt: words it never saw, what is too long, A1111's syntax."""
+    if unknown := unknown_words([prompt], scorer.known_words):
+        warn(f"The CLIP {scorer.name!r} does not know: {', '.join(sorted(unknown))}; its score says nothing of them.")
+    if sentence := foreign_syntax(prompt):
+        warn(sentence)
+    shorter = " ".join(prompt.split()[:-1])
+    if not shorter:
+        return
+    ids, fewer = (scorer.tokenize([scorer.opening + text])[0] for text in (prompt, shorter))
+    if torch.equal(ids, fewer):  # the last word changes nothing
+        warn(f"The prompt {short(prompt)} is longer than CLIP reads, {len(ids) - 2} tokens: its end does not count.")
 
 
 def text_scores(
@@ -130,8 +151,11 @@ def text_scores(
 ) -> np.ndarray:
     """Text-alignment of every picture -> (n,), see `text_alignment`."""
     scorer = load_scorer(model)
+    (prompt,) = as_prompts(prompt)
+    prompt = plain_prompt(prompt, concepts)
+    warn_of(prompt, scorer)
     x = scorer.image_features(images)  # (n, D)
-    t = scorer.text_features([plain_prompt(prompt, concepts)])  # (1, D)
+    t = scorer.text_features([prompt])  # (1, D)
     return weight * (x @ t.T)[:, 0].clamp(min=0).numpy()
 
 

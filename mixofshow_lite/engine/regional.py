@@ -189,7 +189,8 @@ def regional_attention(
         raise ValueError(f"base_ratio is {base_ratio}: give the global prompt's share, 0 <= base_ratio < 1.")
     if not all(type(module.processor) is LayerAttention for module in cross_attention(model.unet).values()):
         raise ValueError("This model's cross-attention already has other processors on: take them off first.")
-    halves = [contexts(model, [region.negative_prompt for region in regions])] if guided else []
+    negative = "region's negative prompt"
+    halves = [contexts(model, [region.negative_prompt for region in regions], negative)] if guided else []
     halves.append(contexts(model, [region.prompt for region in regions]))
     T, processors, hooks = model.scheduler.config.num_train_timesteps, [], []
     try:
@@ -219,8 +220,10 @@ def self_attention(network: nn.Module) -> list[Attention]:
 
 
 @torch.no_grad()
-def contexts(model: DiffusionModel, prompts: Sequence[str | None]) -> list[Tensor | None]:
-    """The context (L, N, D) of each prompt, None for None."""
+def contexts(
+    model: DiffusionModel, prompts: Sequence[str | None], called: str = "region's prompt"
+) -> list[Tensor | None]:
+    """The context (L, N, D) of each prompt, None for None; `called` is what warnings call them."""
     given = [prompt for prompt in prompts if prompt is not None]
-    found = dict(zip(given, model.context(given).to(model.dtype), strict=True)) if given else {}
+    found = dict(zip(given, model.context(given, called=called).to(model.dtype), strict=True)) if given else {}
     return [None if prompt is None else found[prompt] for prompt in prompts]

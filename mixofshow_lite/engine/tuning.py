@@ -71,6 +71,8 @@ def tune(
     """
     recipe = recipe_for(base, recipe)
     name, class_word = name or data.name, class_word or data.class_word
+    if not isinstance(name, str):
+        raise TypeError(f"name={name!r} is no text: give the concept a name of letters.")
     words = tuple(words or (f"<{slug(name)}{i + 1}>" for i in range(len(recipe.init))))
     check(recipe, words, class_word, base, steps)
     phrase = " ".join((*words, class_word) if recipe.class_after else words)
@@ -174,12 +176,19 @@ def check(
     """Raise one sentence on arguments that cannot be tuned with."""
     if steps is not None and steps < 1:
         raise ValueError(f"steps={steps}: tune for at least one step.")
-    if not class_word:
-        raise ValueError('The class word is missing: say what the concept is, e.g. tune(..., class_word="rabbit").')
+    text = isinstance(class_word, str) and not WORD.search(class_word)
+    if not text or not base.tokenizer(class_word, add_special_tokens=False).input_ids:
+        given = "missing" if class_word is None or class_word == "" else f"{class_word!r}, which is no plain word"
+        raise ValueError(f'The class word is {given}: say what the concept is, e.g. tune(..., class_word="rabbit").')
+    base.check_known([class_word], " (class word)")
     if len(words) != len(recipe.init):
-        raise ValueError(f"{recipe.name} tunes {len(recipe.init)} words but got {len(words)}: {' '.join(words)}.")
+        raise ValueError(
+            f"{recipe.name} tunes {len(recipe.init)} words but got {len(words)}: {' '.join(map(str, words))}."
+        )
+    if len(set(words)) != len(words):
+        raise ValueError(f"words={words} has a word twice: give {len(words)} different ones, like <bibi1> <bibi2>.")
     for word in words:
-        if not WORD.fullmatch(word) or word == PLACEHOLDER:
+        if not isinstance(word, str) or not WORD.fullmatch(word) or word == PLACEHOLDER:
             raise ValueError(f"{word!r} cannot be a concept word: write it like <bibi1>.")
         if word in base.words:
             raise ValueError(f"The base already has a concept word {word}: choose another.")

@@ -104,7 +104,10 @@ class Reader:
         distinct = list(dict.fromkeys(prompts))
         self.model, self.rows, self.bound = model, rows, bind(model.tokenizer, distinct, list(rows))
         self.number = torch.tensor([distinct.index(prompt) for prompt in prompts])
-        model._warn(distinct, self.bound.cut, rows)
+        model.check_prompts(distinct, self.bound.cut, rows, called="caption")
+        for slot, word in enumerate(rows):
+            if not (self.bound.slots == slot).any():
+                raise ValueError(f"{word} fits into no caption, they are too long before it: shorten the captions.")
         plain = (self.bound.slots < 0).all(dim=1).nonzero().flatten().tolist()
         with torch.no_grad():
             self.fixed = {} if text_tuned else self.encoded(plain)

@@ -9,6 +9,7 @@ cross-attention layer of the U-Net, so one prompt becomes L layer prompts that d
     P*         bind(...).ids        (B, N)                     token ids; a concept word takes one place
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -106,6 +107,9 @@ class Concept:
         """
         from .lora_files import read_lora
 
+        for text in (class_word, phrase):
+            if not isinstance(text, str):
+                raise TypeError(f"{text!r} is no text: give the class word and the phrase as strings.")
         factors, source = read_lora(file, base)
         return cls._read(file, base, name, class_word, phrase, factors, source, verbose, {})
 
@@ -224,10 +228,18 @@ def bind(tokenizer, prompts: Iterable[str], words: Sequence[str]) -> Bound:
             ids, slots = ids + tokens, slots + [-1] * len(tokens)
             if match:
                 ids, slots, position = [*ids, filler], [*slots, index[match.group()]], match.end()
-        rest = zip(ids[N - 2 :], slots[N - 2 :], strict=True)
-        cut.append(" ".join(words[s] if s >= 0 else tokenizer.decode([i]).strip() for i, s in rest))
+        cut.append(" ".join(pieces(tokenizer, ids[N - 2 :], slots[N - 2 :], words)))
         ids, slots = ids[: N - 2], slots[: N - 2]
         pad = N - 2 - len(ids)
         all_ids.append([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * pad])
         all_slots.append([-1, *slots, -1, *[-1] * pad])
     return Bound(torch.tensor(all_ids), torch.tensor(all_slots), cut)
+
+
+def pieces(tokenizer, ids: list[int], slots: list[int], words: Sequence[str]) -> list[str]:
+    """Token ids as text again: each concept word, and what stands between them."""
+    found = []
+    for slot, group in itertools.groupby(zip(ids, slots, strict=True), key=lambda pair: pair[1]):
+        run = [token for token, _ in group]
+        found += [words[slot]] * len(run) if slot >= 0 else [tokenizer.decode(run).strip()]
+    return found

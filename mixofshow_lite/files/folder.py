@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
-from .concept import Concept, Factors, atomic_folder
+from .concept import WORD, Concept, Factors, atomic_folder
 from .keys import NETS, layers_of, split
 from .lora_files import read_safetensors
 from .pictures import open_rgb
@@ -166,6 +166,10 @@ def read_about(file: Path) -> dict:
     texts = all(isinstance(fields[name], str) for name in TEXTS) and fields["name"]
     if not (lists and texts and isinstance(fields["rank"], int) and isinstance(fields["scale"], int | float)):
         raise ValueError(f"{file} lacks a field or has one of another type: save the concept again or copy it again.")
+    if not all(map(WORD.fullmatch, fields["words"])) or len(set(fields["words"])) < len(fields["words"]):
+        raise ValueError(
+            f"The words {fields['words']} in {file} are not different words like <bibi1>: mend them there."
+        )
     return fields | {"words": tuple(fields["words"]), "layers": tuple(fields["layers"])}
 
 

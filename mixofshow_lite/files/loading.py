@@ -2,7 +2,8 @@
 
 A folder may hold, beside diffusers' own files:
     SHA256SUMS            "<hash>  <relative path>" lines, checked before loading
-    mixofshow.json        {"base_id": "pocket-v1", "guidance": 5.0, "fingerprint": "..."}, all optional
+    mixofshow.json        {"base_id": "pocket-v1", "guidance": 5.0, "fingerprint": "...", "concepts": [["<a1>",
+                          "<a2>"]]}, all optional; concepts says which words make one name
     words.txt             the words the model knows, separated by white space
     new_concept_cfg.json  concept words and their per-layer tokens, the format of the official fused models
 """
@@ -26,6 +27,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..engine.layerwise import cross_attention
 from ..model import DiffusionModel
 from .concept import atomic_folder
+from .prompt_check import named_together
 
 # The hub id that replaced runwayml/stable-diffusion-v1-5, which vanished; if it moves, any SD 1.5 folder does as well.
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -61,6 +63,7 @@ def load(name: str, device: str | torch.device | None, dtype: torch.dtype | None
         **{net: module.to(device) for net, module in nets.items()},
     )
     model.words.update(read_words(folder, model))
+    model.names.update(named_together(model.words, about.get("concepts")))
     return model
 
 
@@ -241,6 +244,7 @@ def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
         pipeline.save_pretrained(temporary)
         write_for_old_loaders(temporary)
         about = {"base_id": model.base_id, "fingerprint": model.fingerprint, "guidance": model.guidance}
+        about["concepts"] = [list(words) for words in dict.fromkeys(model.names.values())]
         (temporary / "mixofshow.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if listing:
             (temporary / "new_concept_cfg.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
