@@ -71,8 +71,6 @@ def tune(
     """
     recipe = recipe_for(base, recipe)
     name, class_word = name or data.name, class_word or data.class_word
-    if not isinstance(name, str):
-        raise TypeError(f"name={name!r} is no text: give the concept a name of letters.")
     words = tuple(words or (f"<{slug(name)}{i + 1}>" for i in range(len(recipe.init))))
     check(recipe, words, class_word, base, steps)
     phrase = " ".join((*words, class_word) if recipe.class_after else words)

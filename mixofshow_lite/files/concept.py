@@ -167,7 +167,9 @@ class Concept:
 
 
 def slug(name: str) -> str:
-    """A name as it may stand in a concept word: letters, digits, - and _."""
+    """A name as it may stand in a concept word: letters, digits, - and _; raises TypeError on what is no text."""
+    if not isinstance(name, str):
+        raise TypeError(f"The name {name!r} is no text: give the concept a name of letters.")
     return re.sub(r"[^\w-]+", "_", name.lower()).strip("_") or "concept"
 
 
