@@ -377,3 +377,9 @@ def test_a_folder_is_a_folder(tmp_path):
             ConceptData(thing)
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         ConceptData("x" * 5000)
+
+
+def test_names_that_windows_wrote_are_found(tmp_path):
+    picture(tmp_path / "train" / "a.jpg")
+    write(tmp_path, [{"file_name": "train\\a.jpg", "caption": "a <TOK>"}])
+    assert said(tmp_path)[0].files == ["train/a.jpg"]
