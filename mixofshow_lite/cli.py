@@ -211,6 +211,7 @@ def parse_region(text: str):
 
 def run_sample(args) -> None:
     from . import Concept, load_base
+    from .files.writing import atomic_file
 
     regions = [parse_region(text) for text in args.region] or None
     model = load_base(args.base)
@@ -219,10 +220,10 @@ def run_sample(args) -> None:
     pictures = model.sample(
         args.prompt, args.n, args.seed, args.steps, args.guidance, args.negative_prompt, regions=regions
     )
-    args.out.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(pictures):
         file = args.out / f"{args.seed + i:04d}.png"
-        picture.save(file)
+        with atomic_file(file) as temporary:
+            picture.save(temporary, "PNG")
         print(file)
 
 

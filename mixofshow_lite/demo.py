@@ -23,10 +23,10 @@ from PIL import Image
 from .engine.evaluation import Scorer, image_scores, load_scorer
 from .engine.fusion import gradient_fusion, weight_fusion
 from .engine.regional import side_by_side
-from .engine.tuning import recipe_for, tune
-from .files.concept import Concept
+from .engine.resume import tune_once
 from .files.data import ConceptData
 from .files.resources import concepts_dir
+from .files.writing import atomic_file
 from .model import DiffusionModel, load_base
 
 PLACE = "on the beach"  # where both are drawn together
@@ -64,7 +64,7 @@ def demo(
     data = [ConceptData(folder) for folder in chosen(concepts)]
     scorer = load_scorer(clip)  # first, so that a missing extra is said before minutes of tuning
     model = load_base(base)
-    a, b = (tuned(model, d, out / "concepts", steps, seed, progress) for d in data)
+    a, b = (tune_once(model, d, out / "concepts" / d.name, seed=seed, steps=steps, progress=progress) for d in data)
     print(f"fusing {a.name} and {b.name} by averaging (Eq. 2) and by gradient fusion (3.3.2)")
     fused = {"weight fused": weight_fusion(model, [a, b]), "gradient fused": gradient_fusion(model, [a, b], seed=seed)}
     print(fused["gradient fused"].report)
@@ -99,24 +99,6 @@ def look_alikes(folder: Path) -> tuple[str, str]:
     return best[0], best[1]
 
 
-def tuned(
-    base: DiffusionModel, data: ConceptData, folder: Path, steps: int | None, seed: int, progress: bool
-) -> Concept:
-    """The concept of `data`: from `folder` if it was tuned there on this base in the same way, else tuned and saved."""
-    own = recipe_for(base, "ed_lora").steps if steps is None else steps
-    place, how = folder / data.name, {"steps": own, "seed": seed, "fingerprint": base.fingerprint}
-    note = folder / f"{data.name}.json"  # written last: with it the concept is complete
-    if note.is_file() and (place / "concept.json").is_file() and json.loads(note.read_text()) == how:
-        print(f"{data.name} is already tuned: {place}")
-        return Concept.load(place)
-    note.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    concept = tune(base, data, seed=seed, steps=steps, progress=progress, checkpoint=folder / f"{data.name}.checkpoint")
-    concept.save(place)
-    note.write_text(json.dumps(how) + "\n")
-    return concept
-
-
 def draw(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: int, progress: bool) -> dict:
     """All pictures of the figure: row -> two blocks of n, the same seeds everywhere."""
     rows = {"references": [d.pictures[:n] for d in data]}
@@ -149,8 +131,7 @@ def format_table(scores: dict[str, dict[str, np.ndarray]]) -> str:
 
 def write_table(scores: dict[str, dict[str, np.ndarray]], file: Path) -> None:
     """One line per concept and model: mean, standard deviation, number of pictures."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w", newline="", encoding="utf-8") as stream:
+    with atomic_file(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(("concept", "model", "image_alignment", "standard_deviation", "pictures"))
         for name, row in scores.items():
@@ -177,5 +158,5 @@ def write_figure(pictures: dict[str, list[list[Image.Image]]], names: tuple[str,
             if row in ("references", "both, direct"):
                 line[start].set_title(title, loc="left", fontsize=10, fontweight="bold")
         line[0].text(-0.12, 0.5, row, transform=line[0].transAxes, ha="right", va="center", fontsize=10)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    with atomic_file(file) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

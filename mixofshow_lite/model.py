@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from .engine import lora
 from .engine.layerwise import encode, install
 from .files.concept import Concept, bind
+from .files.fits import check_fits
 from .files.prompt_check import as_prompts, cut_off, foreign_syntax, half_named, not_joined, unknown_words
 from .files.warn import warn
 
@@ -100,7 +101,7 @@ class DiffusionModel:
         """The same weights with the concepts' words; raises ValueError on another architecture or a taken word."""
         model = self.copy()
         for concept in concepts:
-            self._check(concept)
+            check_fits(concept, self)
             for word, rows in concept.embeddings.items():
                 if word in model.words and not torch.equal(model.words[word].cpu().float(), rows.cpu().float()):
                     raise ValueError(
@@ -110,20 +111,6 @@ class DiffusionModel:
                 model.words[word] = rows.detach().to(self.device, torch.float32)
                 model.names[word] = tuple(concept.words)
         return model
-
-    def _check(self, concept: Concept) -> None:
-        L, D = len(self.layers), self.text_encoder.config.hidden_size
-        if any(tuple(rows.shape) != (L, D) for rows in concept.embeddings.values()):
-            raise ValueError(
-                f"The concept {concept.name!r} was tuned on {concept.base_id or 'another base'}, "
-                f"the base is {self.base_id}: load it with load_base({concept.base_id!r})."
-            )
-        if concept.fingerprint and self.fingerprint and concept.fingerprint != self.fingerprint:
-            warnings.warn(
-                f"The concept {concept.name!r} was tuned on {concept.base_id}, whose weights differ from "
-                f"{self.base_id}'s: expect a weaker likeness, or load the base it was tuned on.",
-                stacklevel=4,
-            )
 
     def context(
         self, prompts: str | Sequence[str], words: dict[str, Tensor] | None = None, called: str = "prompt"

@@ -12,6 +12,7 @@ from tiny_clip import build_clip
 from mixofshow_lite import ConceptData
 from mixofshow_lite import demo as module
 from mixofshow_lite.demo import chosen, demo, format_table, look_alikes, write_figure
+from mixofshow_lite.engine import resume
 from mixofshow_lite.engine.recipes import RECIPES
 
 
@@ -57,7 +58,7 @@ def test_the_demo_makes_a_figure_a_table_and_concepts(run, tmp_path, monkeypatch
     def never(*args, **kwargs):
         raise AssertionError("tuned again")
 
-    monkeypatch.setattr(module, "tune", never)
+    monkeypatch.setattr(resume, "tune", never)
     again = run()  # a second run keeps the concepts and draws the same pictures
     for row, blocks in result.pictures.items():
         for old, new in zip(blocks, again.pictures[row], strict=True):
@@ -68,17 +69,17 @@ def test_the_demo_makes_a_figure_a_table_and_concepts(run, tmp_path, monkeypatch
 
 @pytest.mark.filterwarnings("ignore")
 def test_concepts_of_other_default_steps_are_tuned_again(tiny_base, tmp_path, monkeypatch):
-    data, asked, real = ConceptData(write_concept(tmp_path / "data", "ruby", "red")), [], module.tune
+    data, asked, real = ConceptData(write_concept(tmp_path / "data", "ruby", "red")), [], resume.tune
 
-    def tune(base, data, **how):
+    def tune(base, data, recipe, **how):
         asked.append(how["steps"])
-        return real(base, data, **(how | {"steps": 1}))
+        return real(base, data, recipe, **(how | {"steps": 1}))
 
     def tuned(steps, default):
-        monkeypatch.setattr(module, "recipe_for", lambda *_: replace(RECIPES["ed_lora"], steps=default))
-        return module.tuned(tiny_base, data, tmp_path / "out", steps, 0, False)
+        monkeypatch.setattr(resume, "recipe_for", lambda *_: replace(RECIPES["ed_lora"], steps=default))
+        return resume.tune_once(tiny_base, data, tmp_path / "out", steps=steps, progress=False)
 
-    monkeypatch.setattr(module, "tune", tune)
+    monkeypatch.setattr(resume, "tune", tune)
     tuned(None, 7)
     tuned(None, 7)
     tuned(7, 8)
@@ -91,15 +92,15 @@ def test_concepts_of_other_default_steps_are_tuned_again(tiny_base, tmp_path, mo
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_interrupted_demo_goes_on_with_the_second_concept(run, tmp_path, monkeypatch):
-    tuned, real = [], module.tune
+    tuned, real = [], resume.tune
 
-    def stops_at_the_second(base, data, **how):
+    def stops_at_the_second(base, data, recipe, **how):
         tuned.append(data.name)
         if len(tuned) == 2:
             raise KeyboardInterrupt
-        return real(base, data, **how)
+        return real(base, data, recipe, **how)
 
-    monkeypatch.setattr(module, "tune", stops_at_the_second)
+    monkeypatch.setattr(resume, "tune", stops_at_the_second)
     monkeypatch.setattr(module, "gradient_fusion", lambda *args, seed: module.weight_fusion(*args))  # quicker
     with pytest.raises(KeyboardInterrupt):
         run()

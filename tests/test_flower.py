@@ -19,7 +19,7 @@ from PIL import Image
 from tiny import make_concept, spread
 
 import mixofshow_lite as mos
-from mixofshow_lite.files.folder import tensors_of
+from mixofshow_lite.files.concept import tensors_of
 
 FUSION = {"prompts": ("photo of a {}",), "steps": 1, "guidance": 1, "size": 64}  # takes a second
 SECRET = "photo of <TOK> Orchard"
@@ -270,15 +270,15 @@ def too_few_rows(content):
         (lambda content: content["concept"].update({"concept.json": "{"}), "cannot be read as a concept"),
         (drop_array, "^its answer is no whole concept .the rows of <bibi2> are missing"),
         (rewrite(format="zip"), "^its answer/concept.json has the unknown format 'zip'"),
-        (rewrite(fingerprint="0" * 16), "was tuned on .* load the base it was tuned on"),
+        (rewrite(fingerprint="0" * 16), "was tuned on .*, the center fuses on .*: tune it there"),
         (rewrite(fingerprint=""), "does not say what it was tuned on"),
-        (too_few_rows, r"is \(3, 32\), the base .* has \(16, 32\)"),
+        (too_few_rows, r"is \(3, 32\), the base has \(16, 32\)"),
         (not_finite, "weights that are not finite"),
         (rewrite(scale=math.nan), "The scale of 'bibi' is no usable number"),
         (rewrite(scale=10**400), "The scale of 'bibi' is no usable number"),
         (rewrite(name="\ud800"), "cannot be read as a concept"),
-        (rewrite(name="coco"), "^<bibi1> belongs to both 'bibi' and 'coco'"),
-        (lambda content: None, "^Two concepts are called 'bibi'"),
+        (rewrite(name="coco"), "^The word <bibi1> of 'coco' is already used by 'bibi'"),
+        (lambda content: None, "^There is already a concept called 'bibi'"),
     ],
 )
 def test_broken_and_foreign_answers_are_left_out(flower, tiny_base, tmp_path, monkeypatch, spoil, message):

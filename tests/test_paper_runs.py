@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from mixofshow_lite import ConceptData
+from mixofshow_lite.engine import resume
 from mixofshow_lite.engine.evaluation import Scorer
 from mixofshow_lite.paper import Study, difference, everything, saved, study, sweep
 
@@ -146,7 +147,7 @@ def test_what_ships_is_small_has_a_strip_and_must_be_there(tiny_base, toys, tmp_
         everything.ship(tiny_base, tmp_path / "work", tmp_path / "out", names=["one"], recipes=["ed_lora"])
     study.tuned(tiny_base, toys["one"], "ed_lora", 0, tmp_path / "work", steps=1, progress=False)
     (place,) = everything.ship(tiny_base, tmp_path / "work", tmp_path / "out", names=["one"], recipes=["ed_lora"])
-    shipped = study.kept(place, tiny_base)
+    shipped = resume.kept(place, tiny_base)
     assert shipped.preview.size == (3 * 64, 64) and place.name == "one-ed_lora-0"
     size = [
         (folder / "one-ed_lora-0" / "concept.safetensors").stat().st_size
@@ -182,9 +183,9 @@ def toy_jobs(names=("one", "two")):
 def test_all_stops_when_the_time_is_used_and_goes_on(tiny_base, toys, tmp_path, monkeypatch):
     """A clock that jumps a minute per look; every call must get further and redo nothing."""
     work, out, tunings = tmp_path / "work", tmp_path / "out", []
-    tune = study.tune
+    tune = resume.tune
     monkeypatch.setattr(
-        study, "tune", lambda base, data, *a, **k: tunings.append(data.name) or tune(base, data, *a, **k)
+        resume, "tune", lambda base, data, *a, **k: tunings.append(data.name) or tune(base, data, *a, **k)
     )
     minute = iter(range(10**6))
     monkeypatch.setattr(everything.Clock.__init__, "__defaults__", (lambda: 60.0 * next(minute),))
@@ -256,7 +257,7 @@ def test_shipped_concepts_are_taken_only_if_they_fit(tiny_base, concept, tmp_pat
     ]
     assert taken == [True, False, False] and [p.name for p in (tmp_path / "work").iterdir()] == ["one-ed_lora-0"]
     assert not everything.take(tiny_base, tmp_path / "shipped", tmp_path / "short" / "one-ed_lora-0", 10)
-    assert study.kept(tmp_path / "work" / "one-ed_lora-0", tiny_base).name == concept.name
+    assert resume.kept(tmp_path / "work" / "one-ed_lora-0", tiny_base).name == concept.name
 
 
 # ---- the sweep ----

@@ -47,9 +47,8 @@ from tempfile import TemporaryDirectory
 from safetensors.torch import save_file
 
 from ..engine.tuning import recipe_for, tune
-from ..files.concept import WORD, Concept
+from ..files.concept import WORD, Concept, tensors_of
 from ..files.data import ConceptData
-from ..files.folder import tensors_of
 from ..model import DiffusionModel, load_base
 from .node import CenterNode
 
@@ -129,7 +128,7 @@ def unpacked(content: RecordDict, base: DiffusionModel) -> Concept:
             kind = type(error).__name__
             raise ValueError(f"its answer cannot be read as a concept ({kind}): let it run this app.") from error
         try:
-            concept = Concept.load(folder, base)
+            concept = Concept.load(folder)
         except (ValueError, OSError) as error:
             raise ValueError(str(error).replace(folder, "its answer")) from error
     check(concept, base)
@@ -139,14 +138,18 @@ def unpacked(content: RecordDict, base: DiffusionModel) -> Concept:
 def check(concept: Concept, base: DiffusionModel) -> None:
     """What a file from a friend may leave open but an answer may not; raises ValueError with one sentence."""
     if concept.fingerprint != base.fingerprint:
+        what = f"was tuned on {concept.base_id} ({concept.fingerprint})"
+        if not concept.fingerprint:
+            what = "does not say what it was tuned on"
         raise ValueError(
-            f"{concept.name!r} does not say what it was tuned on: tune it on {base.base_id} with this app."
+            f"{concept.name!r} {what}, the center fuses on {base.base_id} ({base.fingerprint}): tune it there."
         )
     strange = next((word for word in concept.words if not WORD.fullmatch(word)), None)
     if strange is not None:
         raise ValueError(f"{strange!r} of {concept.name!r} is no concept word: write it like <bibi1>.")
     if not abs(concept.scale) < 100:  # nor NaN; 1 is usual
         raise ValueError(f"The scale of {concept.name!r} is no usable number: tune it again.")
+    concept.check(base)
 
 
 class CenterStrategy(Strategy):

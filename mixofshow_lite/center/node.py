@@ -25,7 +25,6 @@ again and equals a fresh fusion.
 import copy
 import json
 import math
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from ..engine.fusion.report import FusionReport
 from ..engine.fusion.settings import Settings
 from ..engine.fusion.weight import check
 from ..files.concept import Concept
+from ..files.writing import write_text
 from ..model import DiffusionModel
 
 
@@ -210,7 +210,7 @@ class CenterNode:
             listed = [{"folder": concept_folder(self.folder, c).name, "weight": weights[n]} for n, c in members.items()]
             about = {"format": "mixofshow-center", "version": 1, "base_id": self.base.base_id}
             about |= {"fingerprint": self.base.fingerprint, "settings": self.settings.as_dict(), "members": listed}
-            replace_text(self.folder / "center.json", json.dumps(about, indent=2) + "\n")
+            write_text(self.folder / "center.json", json.dumps(about, indent=2) + "\n")
         self.members, self.weights = members, weights
 
     def _sweep(self) -> None:
@@ -221,29 +221,13 @@ class CenterNode:
                 shutil.rmtree(path, ignore_errors=True)
         for name in {name for name, _ in self.memory.kept} - set(self.members) - {PLAIN}:
             self.memory.forget(concept=name)
-        for path in [*(self.folder / "statistics").glob("*.part"), *self.folder.glob(".center.json.*")]:
+        for path in [*(self.folder / "statistics").glob("*.part"), *self.folder.glob("*.part")]:
             path.unlink(missing_ok=True)
 
 
 def concept_folder(folder: Path, concept: Concept) -> Path:
     """Where a node keeps a Concept; another content has another folder, so that none is ever overwritten."""
     return folder / "concepts" / f"{file_name(concept.name)}.{digest(concept)[:8]}"
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Write a text file so that it is the old one or the new one at any moment."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except OSError as error:
-        raise OSError(f"Could not write {file} ({error}): free some space or choose another folder.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def distance(a: FusionReport, b: FusionReport) -> float:

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files.writing import atomic_file
+
 
 class Checkpoint:
     """The state of an interrupted run in one file, written every few steps; the path None keeps nothing.
@@ -49,10 +51,8 @@ class Checkpoint:
         saved = {"key": self.key, "step": step, "tensors": [tensor.detach().cpu() for tensor in self._tensors()]}
         saved |= {"optimizer": self.optimizer.state_dict(), "generator": self.parts["generator"].get_state()}
         saved |= {n: self.parts[n].state_dict() for n in ("schedule", "scaler") if self.parts[n] is not None}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(saved, temporary)
-        temporary.replace(self.path)
+        with atomic_file(self.path) as temporary:
+            torch.save(saved, temporary)
 
     def remove(self) -> None:
         """Forget the run, once its concept is made."""

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..files.data import ConceptData, check_sizes, crop_box, fit
+from ..files.writing import atomic_file
 from ..model import DiffusionModel
 from .captions import reworded
 from .recipes import Recipe
@@ -214,8 +215,8 @@ def add_prior(
         pictures = base.sample(prompt, n=n, seed=seed, progress=progress)
         latents = torch.cat([base.encode_images([picture]) for picture in pictures]).float().cpu().contiguous()
         if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: latents}, file)
+            with atomic_file(file) as temporary:
+                save_file({key: latents}, temporary)
     ones = torch.ones(n, 1, *latents.shape[-2:])
     joined = (
         torch.cat([a, b.to(a.device)])

@@ -13,6 +13,7 @@ What others have written is read, and what is written here others can load:
 loading     base models
 concept     a Concept, all that a client ever shares
 folder      the Concept folder
+fits        does this concept fit this base?
 data        a client's pictures, captions and masks
 imagefolder which caption and which mask belong to which picture
 listing     files by name, texts in any encoding
@@ -22,5 +23,6 @@ contact_sheet  all pictures of a client at one glance
 keys        which tensor of a LoRA file belongs to which layer, for every dialect at once
 official    the official implementation's .pth
 lora_files  LoRA files: read and write
+writing     a file or a folder is written whole or not at all
 resources   where the shipped models and concepts are
 """

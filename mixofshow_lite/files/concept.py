@@ -10,10 +10,7 @@ cross-attention layer of the U-Net, so one prompt becomes L layer prompts that d
 """
 
 import itertools
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,7 +60,7 @@ class Concept:
     def load(cls, folder: str | Path, base=None, beside: Sequence["Concept"] = ()) -> "Concept":
         """Read a folder written by `save`; with a base or other concepts, `check` it against them.
 
-        Raises FileNotFoundError or ValueError with one sentence.
+        Raises FileNotFoundError or ValueError with one sentence, and warns as `check` does.
         """
         from . import folder as on_disk
 
@@ -72,7 +69,10 @@ class Concept:
         return concept
 
     def check(self, base=None, beside: Sequence["Concept"] = ()) -> None:
-        """Raise ValueError if the concept was made for another base, or shares a word or its name with another one."""
+        """Raise ValueError if the concept cannot act on this base, or shares a word or its name with another one.
+
+        Warns if the base has the same architecture and other weights than those it was tuned on (see `files.fits`).
+        """
         from . import folder as on_disk
 
         on_disk.check(self, base, beside)
@@ -173,31 +173,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w-]+", "_", name.lower()).strip("_") or "concept"
 
 
-class atomic_folder:
-    """`with atomic_folder(target) as temporary`: fill `temporary`; it becomes `target` only if the block succeeds."""
-
-    def __init__(self, target: str | Path):
-        self.target = Path(target)
-
-    def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
-        return self.temporary
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            old = self.temporary.with_suffix(".old")
-            if self.target.exists():
-                os.rename(self.target, old)
-            os.chmod(self.temporary, 0o755)  # mkdtemp makes private folders
-            os.rename(self.temporary, self.target)
-            shutil.rmtree(old, ignore_errors=True)
-            return
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        if isinstance(error, OSError) or "No space left" in str(error):
-            raise OSError(
-                f"Could not write {self.target} ({error}): free some space or choose another folder."
-            ) from error
+def tensors_of(concept: Concept) -> dict[str, Tensor]:
+    """All tensors of a concept by the names they have in its folder."""
+    tensors = {f"embeddings.{word}": rows for word, rows in concept.embeddings.items()}
+    for net, factors in concept.lora.items():
+        for module, (down, up) in factors.items():
+            tensors |= {f"{net}.{module}.lora_A.weight": down, f"{net}.{module}.lora_B.weight": up}
+    return tensors
 
 
 @dataclass

@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
-from .concept import WORD, Concept, Factors, atomic_folder
-from .keys import NETS, layers_of, split
+from .concept import WORD, Concept, Factors, tensors_of
+from .fits import check_fits
+from .keys import NETS, split
 from .lora_files import read_safetensors
 from .pictures import open_rgb
+from .writing import atomic_folder
 
 FORMAT, VERSION = "mixofshow-concept", 2  # version 1 had other tensor names and no card
 TEXTS = ("name", "class_word", "recipe", "base_id", "fingerprint", "phrase", "source")
@@ -76,15 +78,6 @@ def save(
         if preview is not None:
             preview.save(temporary / "preview.png")
     return folder
-
-
-def tensors_of(concept: Concept) -> dict[str, Tensor]:
-    """All tensors of a concept by the names they have in its folder."""
-    tensors = {f"embeddings.{word}": rows for word, rows in concept.embeddings.items()}
-    for net, factors in concept.lora.items():
-        for module, (down, up) in factors.items():
-            tensors |= {f"{net}.{module}.lora_A.weight": down, f"{net}.{module}.lora_B.weight": up}
-    return tensors
 
 
 def strip(pictures: Image.Image | Sequence[Image.Image]) -> Image.Image:
@@ -202,7 +195,7 @@ def check_shapes(concept: Concept, folder: Path) -> None:
 def check(concept: Concept, base, beside: Sequence[Concept]) -> None:
     """See `Concept.check`."""
     if base is not None:
-        check_base(concept, base)
+        check_fits(concept, base)
     taken = dict.fromkeys(base.words if base is not None else (), "the base model")
     taken |= {word: repr(other.name) for other in beside for word in other.words}
     clash = next((word for word in concept.words if word in taken), None)
@@ -214,26 +207,4 @@ def check(concept: Concept, base, beside: Sequence[Concept]) -> None:
     if concept.name in [other.name for other in beside]:
         raise ValueError(
             f'There is already a concept called {concept.name!r}: rename it with concept.renamed("{concept.name}2").'
-        )
-
-
-def check_base(concept: Concept, base) -> None:
-    """Raises ValueError unless the concept was made for this base, by fingerprint and by every shape."""
-    own, here = concept.base_id or "another base", base.base_id or "another one"
-    if concept.fingerprint and base.fingerprint and concept.fingerprint != base.fingerprint:
-        raise ValueError(
-            f"The concept {concept.name!r} was tuned on {own} (fingerprint {concept.fingerprint}), the base is {here} "
-            f"({base.fingerprint}): load the base it was tuned on."
-        )
-    L, D, shapes = len(base.layers), base.text_encoder.config.hidden_size, layers_of(base)
-    wrong = [(word, rows.shape, (L, D)) for word, rows in concept.embeddings.items() if tuple(rows.shape) != (L, D)]
-    for net, factors in concept.lora.items():
-        for module, (down, up) in factors.items():
-            shape, wanted = (len(up), down.shape[1]), shapes.get((net, module), ())[:2]
-            wrong += [(f"{net}.{module}", shape, wanted)] if shape != wanted else []
-    if wrong:
-        what, shape, wanted = wrong[0]
-        raise ValueError(
-            f"{what} of the concept {concept.name!r} is {tuple(shape)}, the base {here} has "
-            f"{tuple(wanted) or 'no such layer'}: it was tuned on {own}, load that."
         )

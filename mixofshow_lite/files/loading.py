@@ -26,8 +26,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..engine.layerwise import cross_attention
 from ..model import DiffusionModel
-from .concept import atomic_folder
 from .prompt_check import named_together
+from .writing import atomic_folder
 
 # The hub id that replaced runwayml/stable-diffusion-v1-5, which vanished; if it moves, any SD 1.5 folder does as well.
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"

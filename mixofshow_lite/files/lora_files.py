@@ -9,9 +9,7 @@ travel in the Concept folder.
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from .keys import NETS, match, never_used
 from .kinds import GIVE_LORA, PEFT_TYPES
 from .pickles import ENDINGS, read_state
 from .warn import warn
+from .writing import atomic_file
 
 FORMATS = ("diffusers", "kohya")
 IN_FOLDER = tuple(  # diffusers' and peft's names
@@ -205,16 +204,6 @@ def write_lora(state: Mapping[str, Tensor], file: str | Path) -> Path:
     file = Path(file)
     if not state:
         raise ValueError("This is words only, there is no LoRA to write: share the Concept folder instead.")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        os.close(handle)
-        try:
-            save_file(dict(state), temporary, metadata={"format": "pt"})
-            os.chmod(temporary, 0o644)  # mkstemp makes private files
-            os.replace(temporary, file)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"Could not write {file} ({error}): free some space or choose another folder.") from error
+    with atomic_file(file) as temporary:
+        save_file(dict(state), temporary, metadata={"format": "pt"})
     return file

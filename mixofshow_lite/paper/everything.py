@@ -18,10 +18,12 @@ import torch
 from ..engine.checkpoint import Checkpoint
 from ..engine.evaluation import Scorer
 from ..engine.recipes import RECIPES, Recipe
+from ..engine.resume import kept
 from ..engine.tuning import sample_strip
 from ..files.data import ConceptData
 from ..files.folder import strip
 from ..files.resources import data_dir
+from ..files.writing import atomic_folder
 from ..model import DiffusionModel
 from .binding import binding
 from .fusion_sweep import GROUPS, OPTIONS, fusion_sweep
@@ -39,7 +41,7 @@ from .observations import (
     stair_label,
     word_length,
 )
-from .study import Study, kept, tuned
+from .study import Study, tuned
 
 Tuning = tuple[str, str | Recipe, str]  # name of the concept, recipe, label of the tuned concept
 
@@ -193,5 +195,6 @@ def take(base: DiffusionModel, shipped: Path, place: Path, steps: int | None) ->
     """Copy a shipped concept to `place` if there is one that fits the base and was tuned in full; says whether."""
     if steps is not None or kept(shipped / place.name, base) is None:
         return False
-    shutil.copytree(shipped / place.name, place, dirs_exist_ok=True)
+    with atomic_folder(place) as temporary:
+        shutil.copytree(shipped / place.name, temporary, dirs_exist_ok=True)
     return True

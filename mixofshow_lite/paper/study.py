@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..engine.tuning import Recipe, tune
+from ..engine.recipes import Recipe
+from ..engine.resume import tune_once
 from ..files.concept import Concept
 from ..files.data import ConceptData
+from ..files.writing import atomic_file, write_text
 from ..model import DiffusionModel
 
 
@@ -65,20 +67,20 @@ class Study:
     def save(self, folder: str | Path) -> Path:
         """Write <name>.csv (rows), <name>.json (claims and what makes it again) and <name>.webp into `folder`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{self.name}.csv", "w", newline="", encoding="utf-8") as stream:
+        table, note, figure = (folder / f"{self.name}.{kind}" for kind in ("csv", "json", "webp"))
+        with atomic_file(table) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, list(dict.fromkeys(k for row in self.rows for k in row)))
             writer.writeheader()
             writer.writerows({k: short(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
-        claims = {w: {"shown": self.verdicts[w], **vars(d)} for w, d in self.differences.items()}
-        text = json.dumps({"name": self.name, "claims": claims, "about": self.about}, indent=2)
-        (folder / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
         if self.figure is not None:
             drawn = io.BytesIO()
             self.figure.savefig(drawn, dpi=95)
-            with Image.open(drawn) as picture:  # a quarter of a PNG's size
-                picture.convert("RGB").save(folder / f"{self.name}.webp", quality=55, method=6)
-        return folder / f"{self.name}.json"
+            with Image.open(drawn) as picture, atomic_file(figure) as temporary:  # a quarter of a PNG's size
+                picture.convert("RGB").save(temporary, "WEBP", quality=55, method=6)
+        claims = {w: {"shown": self.verdicts[w], **vars(d)} for w, d in self.differences.items()}
+        text = json.dumps({"name": self.name, "claims": claims, "about": self.about}, indent=2)
+        write_text(note, text + "\n")  # last: with it the result is there
+        return note
 
     @classmethod
     def load(cls, folder: str | Path, name: str) -> "Study":
@@ -171,24 +173,10 @@ def tuned(
     progress: bool = True,
     callback: Callable[[dict], None] | None = None,
 ) -> Concept:
-    """The concept from `folder`/<name>-<label>-<seed>, tuned on this base and kept there if it is not yet.
+    """The concept from `folder`/<name>-<label>-<seed>, tuned there if it is not yet (see `tune_once`).
 
-    An interrupted tuning goes on. `label` is the recipe's name by default; give changed recipes their own.
+    `label` is the recipe's name by default; give changed recipes their own.
     """
     label = label or (recipe if isinstance(recipe, str) else recipe.name)
     place = Path(folder) / f"{data.name}-{label}-{seed}"
-    if concept := kept(place, base):
-        return concept
-    checkpoint = place.with_name(f".{place.name}.pt")
-    options = {"progress": progress, "callback": callback, "checkpoint": checkpoint}
-    concept = tune(base, data, recipe, seed=seed, steps=steps, **options)
-    concept.save(place)
-    return concept
-
-
-def kept(place: str | Path, base: DiffusionModel) -> Concept | None:
-    """The concept in a folder, if there is one and it was tuned on this base."""
-    if not (Path(place) / "concept.json").is_file():
-        return None
-    concept = Concept.load(place)
-    return concept if concept.fingerprint == base.fingerprint else None
+    return tune_once(base, data, place, recipe, seed, steps, progress, callback)

@@ -11,7 +11,6 @@ not grow with the number of concepts (at Stable Diffusion 1.5's size a concept's
 
 import hashlib
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...files.concept import Concept
+from ...files.writing import atomic_file
 from .grams import Statistics, feed
 
 
@@ -111,14 +111,8 @@ class Memory:
         about = {"concept": name, "stage": stage, "key": statistics.key, "made_with": statistics.made_with}
         about["rows"] = json.dumps({p + k: rows for p, part in parts.items() for k, rows in part.rows.items()})
         file = self.file(name, stage)
-        temporary = file.with_suffix(".part")
-        try:
+        with atomic_file(file) as temporary:
             save_file(tensors, temporary, metadata=about)
-            os.replace(temporary, file)
-        except Exception as error:
-            raise OSError(f"Could not write {file} ({error}): free some space or choose another folder.") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         return read(file)[2]
 
     def _read(self, file: Path) -> None:

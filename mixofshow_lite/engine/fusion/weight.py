@@ -64,46 +64,10 @@ def check(
         raise ValueError(
             f"weights={weights} do not fit: give one number >= 0 for each of the {len(concepts)} concepts."
         )
-    owner: dict[str, str] = {word: "the base model" for word in base.words}
-    names = set()
-    for concept in concepts:
-        check_one(base, concept)
-        if concept.name in names:
-            raise ValueError(f"Two concepts are called {concept.name!r}: give one of them another name.")
-        names.add(concept.name)
-        for word in concept.words:
-            if word in owner:
-                raise ValueError(
-                    f"{word} belongs to both {owner[word]} and {concept.name!r}: give one of them other words with "
-                    'concept.renamed("another-name").'
-                )
-            owner[word] = repr(concept.name)
+    for number, concept in enumerate(concepts):
+        concept.check(base, beside=concepts[:number])
     order = sorted(range(len(concepts)), key=lambda i: concepts[i].name)
     return [concepts[i] for i in order], (raw / raw.sum() if normalise else raw)[order]
-
-
-def check_one(base: DiffusionModel, concept: Concept) -> None:
-    """Raises ValueError if the concept was not made for this base or holds numbers that are none."""
-    if concept.fingerprint and base.fingerprint and concept.fingerprint != base.fingerprint:
-        raise ValueError(
-            f"The concept {concept.name!r} was tuned on {concept.base_id or 'another base'}, the base here is "
-            f"{base.base_id}: load the base it was tuned on, or clear its fingerprint to fuse it nevertheless."
-        )
-    tensors = [
-        *concept.embeddings.values(),
-        *(t for net in concept.lora.values() for pair in net.values() for t in pair),
-    ]
-    if not all(torch.isfinite(t).all() for t in tensors):
-        raise ValueError(f"The concept {concept.name!r} holds weights that are not finite: tune it again.")
-    for net, factors in concept.lora.items():
-        layers = lora.adaptable(getattr(base, net))
-        for name, (down, up) in factors.items():
-            shape = tuple(layers[name].weight.shape[:2]) if name in layers else "no such layer"
-            if shape != (up.shape[0], down.shape[1]) or down.shape[0] != up.shape[1]:
-                raise ValueError(
-                    f"The update of {name} in {concept.name!r} is {up.shape[0]} x {down.shape[1]}, "
-                    f"this base has {shape}: load the base it was tuned on."
-                )
 
 
 def updated_layers(concepts: Sequence[Concept], net: str) -> list[str]:

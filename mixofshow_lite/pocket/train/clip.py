@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...engine.evaluation import Scorer, choose, folder_tokenizer, load_scorer
-from ...files.concept import atomic_folder
 from ...files.resources import data_dir
+from ...files.writing import atomic_folder
 from ..captions import PLACES, article
 from ..world import CLASSES, COLORS, SCENES, Picture, draw_image, held_out, sample, sample_subject
 from .clip_data import GROUP, cache_world, claims, look_alikes, swapped_pairs, truth
