@@ -23,13 +23,15 @@ from PIL import Image
 from .engine.evaluation import Scorer, image_scores, load_scorer
 from .engine.fusion import gradient_fusion, weight_fusion
 from .engine.regional import side_by_side
-from .engine.resume import tune_once
+from .engine.resume import kept, tune_once
+from .files.concept import Concept
 from .files.data import ConceptData
 from .files.resources import concepts_dir
-from .files.writing import atomic_file
+from .files.writing import atomic_file, check_target
 from .model import DiffusionModel, load_base
 
 PLACE = "on the beach"  # where both are drawn together
+COLUMNS = ("concept", "model", "image_alignment", "standard_deviation", "pictures")  # of the table
 MODELS = ("alone", "weight fused", "gradient fused")
 
 
@@ -41,36 +43,43 @@ class Result:
     scores: dict[str, dict[str, np.ndarray]]  # concept -> model -> image-alignment of each picture (n,)
     figure: Path
     table: Path
+    phrases: tuple[str, str]  # how a prompt names the two
 
 
 def demo(
     out: str | Path = "out",
     concepts: tuple[str, ...] = (),
-    base: str = "pocket",
+    base: str | DiffusionModel = "pocket",
     steps: int | None = None,
     seed: int = 0,
     n: int = 4,
     clip: str | None = None,
     progress: bool = True,
+    class_words: tuple[str | None, str | None] = (None, None),
 ) -> Result:
     """Tune two concepts, fuse them both ways, draw and score; writes out/demo.png and out/demo.csv.
 
-    concepts  two names under the shipped concepts, or folders; by default the first two look-alikes
-    steps     of tuning each (None: the recipe's own)
-    n         pictures per block, of seeds seed, seed + 1, ...
-    clip      the CLIP that scores, see `evaluation.load_scorer`
+    concepts     two names under the shipped concepts, or folders; by default the first two look-alikes
+    base         a name for `load_base`, or a model
+    steps        of tuning each (None: the recipe's own)
+    n            pictures per block, of seeds seed, seed + 1, ...
+    clip         the CLIP that scores, see `evaluation.load_scorer`
+    class_words  what each is, where its data does not say
+
+    Raises FileExistsError before any work if something else than an older demo's results lies in `out`.
     """
     out = Path(out)
-    data = [ConceptData(folder) for folder in chosen(concepts)]
+    data = [ConceptData(folder, word) for folder, word in zip(chosen(concepts), class_words, strict=True)]
+    check_outputs(out)
     scorer = load_scorer(clip)  # first, so that a missing extra is said before minutes of tuning
-    model = load_base(base)
-    a, b = (tune_once(model, d, out / "concepts" / d.name, seed=seed, steps=steps, progress=progress) for d in data)
+    model = load_base(base) if isinstance(base, str) else base
+    a, b = (tuned(model, d, out / "concepts" / d.name, steps, seed, progress) for d in data)
     print(f"fusing {a.name} and {b.name} by averaging (Eq. 2) and by gradient fusion (3.3.2)")
     fused = {"weight fused": weight_fusion(model, [a, b]), "gradient fused": gradient_fusion(model, [a, b], seed=seed)}
     print(fused["gradient fused"].report)
     pictures = draw(model, (a, b), fused, data, n, seed, progress)
     scores = score(pictures, (a, b), data, scorer)
-    result = Result(pictures, scores, out / "demo.png", out / "demo.csv")
+    result = Result(pictures, scores, out / "demo.png", out / "demo.csv", (a.phrase, b.phrase))
     write_table(scores, result.table)
     write_figure(pictures, (a.name, b.name), result.figure)
     print(format_table(scores))
@@ -82,7 +91,7 @@ def chosen(names: tuple[str, ...]) -> list[Path]:
     """Folders of the two concepts to use; without names, the first two of the class that has most concepts."""
     if not names:
         names = look_alikes(concepts_dir())
-    if len(names) != 2 or names[0] == names[1]:
+    if len(names) != 2 or Path(names[0]).resolve().name == Path(names[1]).resolve().name:
         raise ValueError(f"the demo fuses two different concepts, not {' and '.join(names)}: name two")
     return [Path(n) if Path(n).is_dir() else concepts_dir() / n for n in names]
 
@@ -97,6 +106,29 @@ def look_alikes(folder: Path) -> tuple[str, str]:
     if len(best) < 2:
         raise FileNotFoundError(f"{folder} has no two concepts of one class: name two concept folders")
     return best[0], best[1]
+
+
+def check_outputs(out: Path) -> None:
+    """Raise OSError unless demo.png and demo.csv can be written there: new, or those of an older demo."""
+    figure, table = out / "demo.png", out / "demo.csv"
+    for file in (figure, table):
+        check_target(file)
+    first = table.read_bytes()[:99] if table.is_file() else b""
+    if (figure.exists() or table.exists()) and not first.startswith(",".join(COLUMNS).encode()):
+        raise FileExistsError(f"{out} holds a demo.png or demo.csv that no demo has written: choose another folder.")
+
+
+def tuned(
+    base: DiffusionModel, data: ConceptData, place: Path, steps: int | None, seed: int, progress: bool
+) -> Concept:
+    """The concept in the folder `place`, tuned there if it is not yet.
+
+    Raises FileExistsError on a concept that is not of a demo and was tuned on another base or otherwise.
+    """
+    foreign = (place / "concept.json").is_file() and not (place / "tuned.json").is_file()
+    if foreign and (steps is not None or kept(place, base) is None):
+        raise FileExistsError(f"{place} holds a concept of your own: move it, or choose another folder.")
+    return tune_once(base, data, place, seed=seed, steps=steps, progress=progress)
 
 
 def draw(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: int, progress: bool) -> dict:
@@ -133,7 +165,7 @@ def write_table(scores: dict[str, dict[str, np.ndarray]], file: Path) -> None:
     """One line per concept and model: mean, standard deviation, number of pictures."""
     with atomic_file(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
-        table.writerow(("concept", "model", "image_alignment", "standard_deviation", "pictures"))
+        table.writerow(COLUMNS)
         for name, row in scores.items():
             for model, values in row.items():
                 table.writerow((name, model, f"{values.mean():.4f}", f"{values.std():.4f}", len(values)))

@@ -301,7 +301,10 @@ class DiffusionModel:
         )
 
     def save_pipeline(self, folder: str | Path) -> Path:
-        """Write a plain diffusers folder whose concept words are real tokens; `load_base(folder)` reads them back."""
+        """Write a plain diffusers folder whose concept words are real tokens; `load_base(folder)` reads them back.
+
+        All or nothing: an older one that this wrote is replaced, FileExistsError if the folder holds anything else.
+        """
         from .files.loading import save_pipeline
 
         return save_pipeline(self, folder)

@@ -284,6 +284,24 @@ def test_a_saved_pipeline_has_what_transformers_before_5_reads(tiny_base, concep
         assert old(prompt).input_ids == one.tokenizer(prompt).input_ids
 
 
+def test_a_pipeline_replaces_only_one_of_ours(tiny_base, concept, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("ten years")
+    with pytest.raises(FileExistsError, match="holds thesis.txt"):
+        tiny_base.save_pipeline(tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.txt").read_text() == "ten years"
+    tiny_base.pipeline().save_pretrained(tmp_path / "theirs")
+    with pytest.raises(FileExistsError, match="is not a model saved by this library"):
+        tiny_base.save_pipeline(tmp_path / "theirs")
+    folder = tiny_base.with_concept(concept).save_pipeline(tmp_path / "ours")
+    tiny_base.save_pipeline(folder)
+    assert not mos.load_base(folder, device="cpu").words and sorted(p.name for p in tmp_path.iterdir()) == [
+        "mine",
+        "ours",
+        "theirs",
+    ]
+
+
 def test_a_full_disk_leaves_no_half_pipeline(tiny_base, tmp_path, monkeypatch):
     def full(self, folder, **kwargs):
         (folder / "unet").mkdir()

@@ -1,6 +1,7 @@
 """Concepts on disk, a client's data, and the binding of prompts (paper 3.1, 3.3.1)."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -73,6 +74,26 @@ def test_saving_replaces_an_older_concept_but_nothing_else(concept, tmp_path):
     with pytest.raises(FileExistsError, match="choose another folder"):
         concept.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
+
+
+def test_what_people_add_to_a_concept_folder_stays(concept, tmp_path):
+    folder = concept.save(tmp_path / "bibi")
+    card = (folder / "README.md").read_text()
+    (folder / "LICENSE").write_text("mine")
+    concept.class_word = "dog"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        concept.save(folder)
+    assert (folder / "README.md").read_text() == card.replace("rabbit", "dog")  # nobody had changed it
+    assert (folder / "LICENSE").read_text() == "mine"
+    (folder / "README.md").write_bytes("my own card, café".encode("latin-1"))
+    with pytest.warns(UserWarning, match="README.md has been edited and stays"):
+        concept.save(folder)
+    assert (folder / "README.md").read_bytes() == "my own card, café".encode("latin-1")
+    (folder / "concept.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="stays"):
+        concept.save(folder)
+    assert Concept.load(folder).class_word == "dog" and (folder / "LICENSE").read_text() == "mine"
 
 
 def test_a_full_disk_leaves_the_old_concept_whole(concept, tmp_path, monkeypatch):

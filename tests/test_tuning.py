@@ -18,7 +18,7 @@ from transformers.activations import QuickGELUActivation
 
 import mixofshow_lite as mos
 from mixofshow_lite.engine import parallel, tuning, wording
-from mixofshow_lite.engine.checkpoint import Checkpoint
+from mixofshow_lite.engine.checkpoint import Checkpoint, discard
 from mixofshow_lite.engine.layerwise import cross_attention
 from mixofshow_lite.engine.lora import core
 from mixofshow_lite.engine.recipes import FREEZE_NORM
@@ -238,15 +238,23 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_base, data, tmp_path, 
         quick(tiny_base, data, steps=5, checkpoint=file, callback=stop)
     steps = []
     assert same(whole, quick(tiny_base, data, steps=5, checkpoint=file, callback=lambda r: steps.append(r["step"])))
-    assert steps == [4] and not file.exists()
+    assert steps == [4]
+    assert same(whole, quick(tiny_base, data, steps=5, checkpoint=file, callback=lambda r: steps.append(r["step"])))
+    assert steps == [4]  # until it is discarded, the file holds the concept: a kill before it is saved loses nothing
+    discard(file)
+    assert not file.exists()
 
     with pytest.raises(KeyboardInterrupt):
         quick(tiny_base, data, steps=5, checkpoint=file, callback=stop)
     steps.clear()
-    quick(tiny_base, data, steps=5, seed=1, checkpoint=file, callback=lambda r: steps.append(r["step"]))
+    with pytest.warns(UserWarning, match="left by a run with other pictures"):
+        quick(tiny_base, data, steps=5, seed=1, checkpoint=file, callback=lambda r: steps.append(r["step"]))
     assert steps == [0, 1, 2, 3, 4]  # the checkpoint was of another seed
     file.write_bytes(b"half")
-    with pytest.warns(UserWarning, match="starts from the beginning"):
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert same(whole, quick(tiny_base, data, steps=5, checkpoint=file))
+    torch.save(torch.load(file, weights_only=True) | {"tensors": []}, file)
+    with pytest.warns(UserWarning, match="cannot be read"):
         assert same(whole, quick(tiny_base, data, steps=5, checkpoint=file))
 
 
@@ -425,6 +433,7 @@ def test_the_prior_is_kept_with_the_checkpoint(tiny_base, data, tmp_path, monkey
         quick(tiny_base, data, "custom_diffusion", steps=3, checkpoint=tmp_path / "a.ckpt", callback=stop)
     drawn.clear()
     quick(tiny_base, data, "custom_diffusion", steps=3, checkpoint=tmp_path / "a.ckpt", callback=stop)
+    discard(tmp_path / "a.ckpt")
     assert not drawn and not list(tmp_path.iterdir())
     assert same(whole, quick(tiny_base, data, "custom_diffusion", steps=3))
 

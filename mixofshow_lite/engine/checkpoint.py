@@ -1,4 +1,4 @@
-"""Interrupted tuning goes on where it stopped: one file with all a run needs, removed when its concept is made."""
+"""Interrupted tuning goes on where it stopped: one file with all a run needs, kept until its concept is saved."""
 
 import warnings
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files.writing import atomic_file
+from ..files.writing import atomic_file, check_target
 
 
 class Checkpoint:
@@ -22,31 +22,43 @@ class Checkpoint:
     def __init__(self, path: str | Path | None, key: str, optimizer: torch.optim.Optimizer, keep: bool = True, **parts):
         self.path, self.key, self.keep = path and Path(path), key, keep
         self.optimizer, self.parts, self.step = optimizer, parts, 0
-        if self.path and self.path.is_file():
-            try:
-                saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            except Exception:
-                warnings.warn(f"{self.path} cannot be read: the run starts from the beginning.", stacklevel=3)
-                return
-            if saved["key"] == key:  # the checkpoint of another run is overwritten
+        if not self.path:
+            return
+        check_target(self.path)  # now rather than at the first write
+        if not self.path.is_file():
+            return
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            other = saved["key"] != key
+            if not other:
                 self._restore(saved)
+        except Exception:
+            warnings.warn(f"{self.path} cannot be read: the run starts from the beginning.", stacklevel=3)
+            return
+        if other:
+            warnings.warn(
+                f"{self.path} was left by a run with other pictures, words, settings or base: this one starts from "
+                f"the beginning and replaces it at step {self.every}.",
+                stacklevel=3,
+            )
 
     def _tensors(self) -> list[Tensor]:
         return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
 
     def _restore(self, saved: dict) -> None:
-        self.step = saved["step"]
-        for tensor, value in zip(self._tensors(), saved["tensors"], strict=True):
-            tensor.data.copy_(value)
+        pairs = list(zip(self._tensors(), saved["tensors"], strict=True))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.parts["generator"].set_state(saved["generator"])
         for name in ("schedule", "scaler"):
             if self.parts[name] is not None:
                 self.parts[name].load_state_dict(saved[name])
+        for tensor, value in pairs:
+            tensor.data.copy_(value)
+        self.step = saved["step"]
 
-    def save(self, step: int) -> None:
-        """Write the state after `step` steps, all or nothing."""
-        if not self.path or not self.keep or step % self.every:
+    def save(self, step: int, last: bool = False) -> None:
+        """Write the state after `step` steps, all or nothing, if it is one of every few or the last."""
+        if not self.path or not self.keep or (step % self.every and not last):
             return
         saved = {"key": self.key, "step": step, "tensors": [tensor.detach().cpu() for tensor in self._tensors()]}
         saved |= {"optimizer": self.optimizer.state_dict(), "generator": self.parts["generator"].get_state()}
@@ -54,7 +66,13 @@ class Checkpoint:
         with atomic_file(self.path) as temporary:
             torch.save(saved, temporary)
 
-    def remove(self) -> None:
-        """Forget the run, once its concept is made."""
-        if self.path and self.keep:
-            self.path.unlink(missing_ok=True)
+
+def discard(path: str | Path) -> None:
+    """Remove the files of a finished run; call it when its concept is saved, for until then they are all there is."""
+    for file in (Path(path), prior_file(Path(path))):
+        file.unlink(missing_ok=True)
+
+
+def prior_file(path: Path) -> Path:
+    """Where a run with that checkpoint keeps the latents of its class's pictures."""
+    return path.with_suffix(".prior.safetensors")

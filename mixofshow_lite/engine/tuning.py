@@ -28,7 +28,7 @@ from ..files.data import ConceptData
 from ..model import DiffusionModel, denoising_loss, draw_noise
 from . import lora
 from .attention_loss import outside_attention, watched
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, prior_file
 from .fusion.grams import CONTEXT_LINEAR
 from .layerwise import BEGINNINGS
 from .parallel import accelerator_for, add_up, shares
@@ -61,8 +61,8 @@ def tune(
     `steps`, `name` (default: the data's folder), `words` (default: <name1> <name2>) and `class_word` (default: the
     data's) override. `callback` gets dict(step, loss, embedding_norm) after each step, and every `strip` steps and at
     the end also strip: three pictures at LoRA weight 0, 0.7 and 1. With a `checkpoint` file an interrupted run with the
-    same arguments goes on where it stopped, and the file is removed at the end. The same seed gives the same concept on
-    the same machine.
+    same arguments goes on where it stopped; at the end the file holds the tuned concept: `checkpoint.discard` it when
+    that is saved. The same seed gives the same concept on the same machine.
 
     Memory: `accumulate` works each batch in that many parts; `gradient_checkpointing` computes features a second time
     instead of keeping them. `mixed_precision` is "no", "bf16" or "fp16" (default: what the base's weights are in).
@@ -85,7 +85,7 @@ def tune(
     limit = (recipe.freeze_norm or math.inf) * spread(base) * base.text_encoder.config.hidden_size**0.5
     attach(model, recipe, seed, gradient_checkpointing)
     views = prepare(base, data, recipe, phrase, seed)
-    file = checkpoint.with_suffix(".prior.safetensors") if checkpoint and first else None
+    file = prior_file(checkpoint) if checkpoint and first else None
     if recipe.prior:
         views = add_prior(views, base, class_word, recipe.prior, seed, file, progress)
     reader = Reader(model, views.prompts, rows, recipe.text_lora)
@@ -131,7 +131,7 @@ def tune(
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-            state.save(step + 1)
+            state.save(step + 1, last=step + 1 == steps)
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}")
             record = {"step": step, "loss": loss, "embedding_norm": norm}
@@ -139,9 +139,6 @@ def tune(
                 record["strip"] = sample_strip(base, concept(), seed)
             if callback is not None and first:
                 callback(record)
-    state.remove()
-    if file:
-        file.unlink(missing_ok=True)
     return concept()
 
 

@@ -46,7 +46,9 @@ class Concept:
         self.phrase = self.phrase or " ".join(self.words) or self.class_word
 
     def save(self, folder: str | Path, preview=None, dtype: torch.dtype = torch.float32) -> Path:
-        """Write the concept folder, all or nothing; replaces an older concept there (see `files.folder`).
+        """Write the concept folder, all or nothing (see `files.folder`).
+
+        An older concept there is replaced; other files beside it stay, and so does its README.md if it was edited.
 
         `preview` is a PIL picture, or a list of them for a strip. With dtype torch.float16 the file is half as large;
         it is read back as float32, rounded to about 3 digits. Raises FileExistsError if the folder holds something

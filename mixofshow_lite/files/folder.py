@@ -24,7 +24,8 @@ from .fits import check_fits
 from .keys import NETS, split
 from .lora_files import read_safetensors
 from .pictures import open_rgb
-from .writing import atomic_folder
+from .warn import warn
+from .writing import CONCEPT, atomic_folder, check_target
 
 FORMAT, VERSION = "mixofshow-concept", 2  # version 1 had other tensor names and no card
 TEXTS = ("name", "class_word", "recipe", "base_id", "fingerprint", "phrase", "source")
@@ -62,22 +63,39 @@ def save(
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """See `Concept.save`."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "concept.json").exists()):
-        raise FileExistsError(f"{folder} exists and holds something else than a concept: choose another folder.")
+    check_target(folder, CONCEPT)
     tensors = tensors_of(concept)
     about = {"format": FORMAT, "version": VERSION, "library": __version__}
     about |= {name: getattr(concept, name) for name in ("words", *TEXTS, "rank", "scale")}
     about |= {"convention": CONVENTION, "layers": concept.layers}
     preview = concept.preview if preview is None else strip(preview)
-    with atomic_folder(folder) as temporary:
+    edited = edited_card(folder)
+    with atomic_folder(folder, CONCEPT) as temporary:
         # Clones, because safetensors refuses tensors that share memory.
         stored = {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in tensors.items()}
         save_file(stored, temporary / "concept.safetensors")
         (temporary / "concept.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(card(concept, tensors, preview is not None), encoding="utf-8")
+        text = card(concept, tensors, preview is not None).encode()
+        (temporary / "README.md").write_bytes(text if edited is None else edited)
         if preview is not None:
             preview.save(temporary / "preview.png")
     return folder
+
+
+def edited_card(folder: Path) -> bytes | None:
+    """The README.md of a concept folder if somebody has changed it since it was written, which it asks for."""
+    file = folder / "README.md"
+    if not file.is_file():
+        return None
+    text = file.read_bytes()
+    try:
+        old = load(folder)
+        if text.decode().splitlines() == card(old, tensors_of(old), old.preview is not None).splitlines():
+            return None
+    except (OSError, ValueError):
+        pass  # a damaged concept; its card may be all that is left of it
+    warn(f"{file} has been edited and stays as it is: see that it still fits.")
+    return text
 
 
 def strip(pictures: Image.Image | Sequence[Image.Image]) -> Image.Image:

@@ -27,7 +27,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..engine.layerwise import cross_attention
 from ..model import DiffusionModel
 from .prompt_check import named_together
-from .writing import atomic_folder
+from .writing import PIPELINE, atomic_folder, check_target
 
 # The hub id that replaced runwayml/stable-diffusion-v1-5, which vanished; if it moves, any SD 1.5 folder does as well.
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -220,8 +220,9 @@ def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
     """
     from transformers import CLIPTokenizer
 
+    check_target(folder, PIPELINE)
     pipeline = model.copy().pipeline()
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, PIPELINE) as temporary:
         model.tokenizer.save_pretrained(temporary / "tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(
             temporary / "tokenizer", local_files_only=True

@@ -25,7 +25,7 @@ from .keys import NETS, match, never_used
 from .kinds import GIVE_LORA, PEFT_TYPES
 from .pickles import ENDINGS, read_state
 from .warn import warn
-from .writing import atomic_file
+from .writing import LORA_FILE, WRITER, atomic_file
 
 FORMATS = ("diffusers", "kohya")
 IN_FOLDER = tuple(  # diffusers' and peft's names
@@ -204,6 +204,6 @@ def write_lora(state: Mapping[str, Tensor], file: str | Path) -> Path:
     file = Path(file)
     if not state:
         raise ValueError("This is words only, there is no LoRA to write: share the Concept folder instead.")
-    with atomic_file(file) as temporary:
-        save_file(dict(state), temporary, metadata={"format": "pt"})
+    with atomic_file(file, LORA_FILE) as temporary:
+        save_file(dict(state), temporary, metadata={"format": "pt", **WRITER})
     return file

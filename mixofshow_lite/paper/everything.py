@@ -23,7 +23,7 @@ from ..engine.tuning import sample_strip
 from ..files.data import ConceptData
 from ..files.folder import strip
 from ..files.resources import data_dir
-from ..files.writing import atomic_folder
+from ..files.writing import CONCEPT, atomic_folder
 from ..model import DiffusionModel
 from .binding import binding
 from .fusion_sweep import GROUPS, OPTIONS, fusion_sweep
@@ -195,6 +195,6 @@ def take(base: DiffusionModel, shipped: Path, place: Path, steps: int | None) ->
     """Copy a shipped concept to `place` if there is one that fits the base and was tuned in full; says whether."""
     if steps is not None or kept(shipped / place.name, base) is None:
         return False
-    with atomic_folder(place) as temporary:
+    with atomic_folder(place, CONCEPT) as temporary:
         shutil.copytree(shipped / place.name, temporary, dirs_exist_ok=True)
     return True

@@ -65,8 +65,14 @@ class Study:
         return {k: (float(np.mean(v)), float(np.std(v)), len(v)) for k, v in groups.items()}
 
     def save(self, folder: str | Path) -> Path:
-        """Write <name>.csv (rows), <name>.json (claims and what makes it again) and <name>.webp into `folder`."""
+        """Write <name>.csv (rows), <name>.json (claims and what makes it again) and <name>.webp into `folder`.
+
+        An older result of that name is replaced; raises FileExistsError if the .json there is none.
+        """
         folder = Path(folder)
+        old = folder / f"{self.name}.json"
+        if old.is_file() and b'"claims"' not in old.read_bytes():
+            raise FileExistsError(f"{old} is no result of a study: move it, or choose another folder.")
         table, note, figure = (folder / f"{self.name}.{kind}" for kind in ("csv", "json", "webp"))
         with atomic_file(table) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, list(dict.fromkeys(k for row in self.rows for k in row)))

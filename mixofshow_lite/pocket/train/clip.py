@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ...engine.evaluation import Scorer, choose, folder_tokenizer, load_scorer
 from ...files.resources import data_dir
-from ...files.writing import atomic_folder
+from ...files.writing import CLIP, atomic_folder
 from ..captions import PLACES, article
 from ..world import CLASSES, COLORS, SCENES, Picture, draw_image, held_out, sample, sample_subject
 from .clip_data import GROUP, cache_world, claims, look_alikes, swapped_pairs, truth
@@ -227,7 +227,7 @@ def export(model, config: dict, tokenizer: Path, folder: Path) -> Path:
     size = config["vision_cfg"]["image_size"]
     preprocess = {"size": [size, size], "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
     kept = {p.name: p.read_bytes() for p in tokenizer.iterdir() if p.is_file()}
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, CLIP) as temporary:
         (temporary / "tokenizer").mkdir()
         for name, content in kept.items():
             (temporary / "tokenizer" / name).write_bytes(content)
