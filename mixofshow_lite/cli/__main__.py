@@ -1,0 +1,7 @@
+"""python -m mixofshow_lite.cli"""
+
+import sys
+
+from . import main
+
+sys.exit(main())
