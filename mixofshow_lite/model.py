@@ -13,7 +13,6 @@ is read from the model.
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace

@@ -21,6 +21,7 @@ from mixofshow_lite import Concept, cli
 from mixofshow_lite.cli import concepts, fusing, main, options, speak
 from mixofshow_lite.cli.pictures import picture_files, split_region
 from mixofshow_lite.course.widgets import scene
+from mixofshow_lite.engine import recipes
 from mixofshow_lite.engine.fusion import lora_state
 from mixofshow_lite.files import lora_files
 from mixofshow_lite.files.concept import WORD
@@ -259,7 +260,7 @@ def test_help_shows_defaults_and_choices(capsys):
 
 def test_choices_are_those_of_the_library():
     assert set(concepts.FORMATS) == set(lora_files.FORMATS)
-    assert concepts.recipe_names() == tuple(mos.RECIPES)
+    assert set(concepts.RECIPES) == {*recipes.RECIPES, *recipes.SD15}
     assert options.CONCEPT_WORD.pattern == WORD.pattern
 
 

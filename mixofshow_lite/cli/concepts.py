@@ -7,6 +7,8 @@ from ..files.writing import CONCEPT, LORA_FILE, check_target
 from . import options
 from .speak import next_command, own_options
 
+RECIPES = ("textual_inversion", "p_plus", "lora", "ed_lora", "custom_diffusion")  # as engine.recipes has them
+RECIPES += ("ed_lora_research", "ed_lora_research_object")  # of Stable Diffusion only
 FORMATS = ("diffusers", "kohya")  # as files.lora_files.FORMATS
 
 
@@ -31,7 +33,7 @@ def add_tune(commands) -> None:
     c = commands.add_parser("tune", help="tune one concept from a folder of pictures")
     c.add_argument("data", type=Path, help="folder of pictures; captions (00.txt beside 00.png) and masks/ help")
     c.add_argument("--class-word", help="what the pictures show in the model's own words, e.g. dog, if no file says it")
-    c.add_argument("--recipe", choices=recipe_names(), default="ed_lora", help="what is tuned; ed_lora is the paper's")
+    c.add_argument("--recipe", choices=RECIPES, default="ed_lora", help="what is tuned; ed_lora is the paper's")
     c.add_argument("--name", help="the concept's name (default: the folder's)")
     c.add_argument("--words", nargs="+", metavar="WORD", help="its words in a prompt (default: <name1> <name2>)")
     c.add_argument("--steps", type=options.whole(1), help="of tuning (default: the recipe's own)")
@@ -40,12 +42,6 @@ def add_tune(commands) -> None:
     add_overwrite(c, "a concept")
     options.add_base(c)
     c.set_defaults(check=check_tune, run=run_tune, kept=kept_tune)
-
-
-def recipe_names() -> tuple[str, ...]:
-    from ..engine.recipes import RECIPES
-
-    return tuple(RECIPES)
 
 
 def check_tune(args: argparse.Namespace) -> None:
