@@ -13,6 +13,7 @@ is read from the model.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .engine import lora
-from .engine.layerwise import encode, install
+from .engine.finite import culprit, is_finite
+from .engine.layerwise import check_processors, cross_attention, encode, install
 from .files.concept import Concept, bind
 from .files.fits import check_fits
 from .files.prompt_check import as_prompts, cut_off, foreign_syntax, half_named, not_joined, unknown_words
@@ -43,7 +45,7 @@ class DiffusionModel:
     unet: UNet2DConditionModel  # epsilon_theta
     vae: AutoencoderKL
     scheduler: object  # any diffusers scheduler; only its betas and its configuration are used
-    base_id: str = ""  # "pocket-v1", "sd15", a folder's or hub id's name
+    base_id: str = ""  # "pocket-v2", "sd15", a folder's or hub id's name
     fingerprint: str = ""  # of the base's weights; concepts and fused models keep the one of their base
     words: dict[str, Tensor] = field(default_factory=dict)  # concept word -> (L, D)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)  # concept word -> all words of its concept
@@ -84,12 +86,23 @@ class DiffusionModel:
         return h * self.factor, w * self.factor
 
     def copy(self) -> "DiffusionModel":
-        """The same model with its own modules and words, sharing every weight tensor: change it as you like."""
-        nets = {"text_encoder": lora.share(self.text_encoder), "unet": lora.share(self.unet)}
-        return replace(self, **nets, words=dict(self.words), names=dict(self.names), report=copy.copy(self.report))
+        """The same model with modules, scheduler and words of its own, its weights in the same memory.
+
+        Change the copy as you like, also its precision or device (`.half()`, `.to("cuda")`): this model stays as it
+        is. Only writing into the weights' numbers in place would reach both.
+        """
+        nets = {name: lora.share(getattr(self, name)) for name in ("text_encoder", "unet", "vae")}
+        words = {word: rows.clone() for word, rows in self.words.items()}
+        own = {"scheduler": copy.deepcopy(self.scheduler), "words": words, "names": dict(self.names)}
+        return replace(self, **nets, **own, report=copy.copy(self.report))
 
     def with_concept(self, concept: Concept, alpha: float = 1.0) -> "DiffusionModel":
-        """Phi_0 + alpha * dPhi with the concept's words; alpha = 0 is the embedding alone, Phi_0(P*) (Fig. 3)."""
+        """Phi_0 + alpha * dPhi with the concept's words; alpha = 0 is the embedding alone, Phi_0(P*) (Fig. 3).
+
+        Raises ValueError on an alpha, or a concept, that is not finite here.
+        """
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha={alpha}: give a finite number, 1 for the whole update.")
         model = self.with_words(concept)
         for net, factors in concept.lora.items() if alpha else ():
             deltas = {name: lora.delta(down, up, alpha * concept.scale) for name, (down, up) in factors.items()}
@@ -107,7 +120,7 @@ class DiffusionModel:
                         f"The word {word} of {concept.name!r} is taken by another concept: give it other words with "
                         'concept.renamed("another-name").'
                     )
-                model.words[word] = rows.detach().to(self.device, torch.float32)
+                model.words[word] = rows.detach().to(self.device, torch.float32, copy=True)
                 model.names[word] = tuple(concept.words)
         return model
 
@@ -161,7 +174,11 @@ class DiffusionModel:
             )
 
     def prompt_embeds(self, prompts: str | Sequence[str]) -> Tensor:
-        """The context as stock pipelines take it (`prompt_embeds`, `negative_prompt_embeds`): (B, L * N, D)."""
+        """The context as stock pipelines take it (`prompt_embeds`, `negative_prompt_embeds`): (B, L * N, D).
+
+        Raises ValueError on a U-Net whose attention processors were replaced, which would misread it.
+        """
+        check_processors(cross_attention(self.unet))
         with torch.no_grad():
             return self.context(prompts).flatten(1, 2).to(self.dtype)
 
@@ -179,22 +196,33 @@ class DiffusionModel:
         return (found.mean - shift) * factor, found.std * factor
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Latents (B, C, h, w) -> PIL pictures."""
+    def decode(self, latents: Tensor, context: Tensor | None = None) -> list[Image.Image]:
+        """Latents (B, C, h, w) -> PIL pictures; one that is not finite is black.
+
+        A warning says then where the numbers were lost, the better the more is known: `context` (B, L, N, D) is what
+        the latents were drawn from.
+        """
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         x = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor + shift).sample  # (B, 3, H, W)
+        if not is_finite(x):
+            black = len(x) - x.isfinite().flatten(1).all(dim=1).sum().item()
+            where, advice = culprit(self, context, latents)
+            warn(f"{black} of {len(x)} pictures are black, because {where} are not finite: {advice}.")
+            x = x.nan_to_num(-1, -1, -1)
         x = ((x.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(picture) for picture in x]
 
     def noise(self, n: int, seed: int, size: int | tuple[int, int] | None = None) -> Tensor:
         """(n, C, h, w) Gaussian noise on the CPU; picture i has its own seed + i, whatever n is.
 
-        `size` in pixels, an int or (height, width); raises ValueError unless the U-Net can halve it at every level.
+        `size` in pixels, an int or (height, width); raises ValueError unless the latents have whole cells. The U-Net
+        takes any number of them: what it cannot halve it rounds up, and cuts off again on its way back.
         """
         size = self.size if size is None else (size, size) if isinstance(size, int) else tuple(size)
-        step = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        if any(side < step or side % step for side in size):
-            raise ValueError(f"size={size} does not fit this model: both sides must be multiples of {step} pixels.")
+        if len(size) != 2 or any(side < self.factor or side % self.factor for side in size):
+            raise ValueError(
+                f"size={size} does not fit this model: both sides must be multiples of {self.factor} pixels."
+            )
         shape = (self.unet.config.in_channels, size[0] // self.factor, size[1] // self.factor)
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)])
 
@@ -222,7 +250,8 @@ class DiffusionModel:
         unconditionally, with a warning. `regions` are `regional.Region`s (3.4); `base_ratio` is the global prompt's
         share inside them, `isolate` keeps them apart in self-attention too. `spatial` is one condition (adapter,
         picture, scale) of `spatial.load_adapter`, or several. `callback` gets a dict(step, t, latents, model) after
-        every step, for each batch of at most `batch` pictures. Raises ValueError on n, steps or size out of range.
+        every step, for each batch of at most `batch` pictures. Raises ValueError on n, steps, size or guidance out of
+        range; warns where a picture is black because numbers were not finite.
         """
         prompts = as_prompts(prompt)
         if n < 1 or steps < 1 or not prompts:
@@ -230,6 +259,8 @@ class DiffusionModel:
         if not all(p.strip() for p in prompts):
             warn("The prompt is empty: the model draws whatever it likes (unconditionally).")
         guidance = self.guidance if guidance is None else guidance
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance={guidance}: give a finite number, 1 for the conditional model alone.")
         noise = self.noise(n, seed, size).repeat(len(prompts), 1, 1, 1)
         context = self.context([p for p in prompts for _ in range(n)])  # (B, L, N, D)
         negative = self.context(negative_prompt, called="negative prompt")  # (1, L, N, D)
@@ -240,7 +271,7 @@ class DiffusionModel:
             chunks = list(zip(noise.split(batch), context.split(batch), strict=True))
             with tqdm(total=steps * len(chunks), disable=not progress, desc="sampling", leave=False) as bar:
                 for z, c in chunks:
-                    pictures += self.decode(self._denoise(z, c, negative, steps, guidance, callback, bar))
+                    pictures += self.decode(self._denoise(z, c, negative, steps, guidance, callback, bar), c)
         return pictures
 
     def _denoise(self, z, context, negative, steps, guidance, callback, bar) -> Tensor:
@@ -283,8 +314,8 @@ class DiffusionModel:
         """A stock diffusers pipeline on these very networks, so that `regional_attention(model, ...)` acts in it too.
 
         What the pipeline loads (`load_lora_weights`) therefore changes this model: `model.copy().pipeline()` keeps them
-        apart, as long as nothing is fused in place (`fuse_lora`), for the weights are shared. Plain prompts work as
-        they are; for concept words pass `prompt_embeds=model.prompt_embeds(prompt)` and
+        apart, also in another precision (`.to(torch.float16)`), as long as nothing is fused in place (`fuse_lora`).
+        Plain prompts work as they are; for concept words pass `prompt_embeds=model.prompt_embeds(prompt)` and
         `negative_prompt_embeds=model.prompt_embeds("")`.
         """
         scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config, algorithm_type="dpmsolver++")
@@ -370,7 +401,8 @@ def load_base(
 ) -> DiffusionModel:
     """Load "pocket" (shipped, offline), "sd15" (pinned, from the hub), a diffusers folder or a hub id.
 
-    `device` defaults to CUDA where there is one, `dtype` to float16 there and float32 on the CPU. Raises
+    `device` defaults to CUDA where there is one, `dtype` to float16 there and float32 on the CPU (pocket: float32
+    everywhere). Raises
     FileNotFoundError, ConnectionError or ValueError with one sentence that says what to do.
     """
     from .files.loading import load

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import make_concept
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -178,7 +180,8 @@ def test_a_concept_changes_its_copy_and_never_the_base(tiny_base, concept):
     assert np.array_equal(pixels(tiny_base), plain)
     after = {n: w for net in (tiny_base.unet, tiny_base.text_encoder) for n, w in net.named_parameters()}
     assert all(torch.equal(after[n], w) for n, w in before.items())
-    shared = sum(a is b for a, b in zip(one.unet.parameters(), tiny_base.unet.parameters(), strict=True))
+    pairs = zip(one.unet.parameters(), tiny_base.unet.parameters(), strict=True)
+    shared = sum(a.data_ptr() == b.data_ptr() for a, b in pairs)
     assert shared == len(list(tiny_base.unet.parameters())) - 128
 
 
@@ -320,9 +323,10 @@ def test_a_full_disk_leaves_no_half_pipeline(tiny_base, tmp_path, monkeypatch):
         ({"n": -3}, "n=-3"),
         ({"steps": 0}, "steps=0"),
         ({"prompt": []}, "0 prompts"),
-        ({"size": 60}, "multiples of 64 pixels"),
-        ({"size": (64, 100)}, "multiples of 64 pixels"),
-        ({"size": 0}, "multiples of 64 pixels"),
+        ({"size": 60}, "multiples of 8 pixels"),
+        ({"size": (64, 100)}, "multiples of 8 pixels"),
+        ({"size": (64, 64, 64)}, "multiples of 8 pixels"),
+        ({"size": 0}, "multiples of 8 pixels"),
     ],
 )
 def test_arguments_out_of_range(tiny_base, arguments, match):
@@ -449,3 +453,47 @@ def test_the_fingerprint_knows_the_weights_not_their_precision(tiny_base, tiny_f
     other = tiny_base.copy()
     other.unet.conv_in.weight = torch.nn.Parameter(other.unet.conv_in.weight + 0.1, requires_grad=False)
     assert loading.fingerprint_of(other.text_encoder, other.unet) != tiny_base.fingerprint
+
+
+def test_a_base_takes_its_own_concepts_in_every_precision(tiny_base, tiny_folder, concept):
+    """bfloat16 keeps fewer digits than the fingerprint looks at: they are read from the file."""
+    rounded = mos.load_base(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16 and rounded.fingerprint == tiny_base.fingerprint
+    assert loading.fingerprint_of(rounded.text_encoder, rounded.unet) != tiny_base.fingerprint
+    fused = mos.weight_fusion(rounded, [concept])
+    assert pixels(fused, "a <bibi1> <bibi2>", steps=1).std() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_shipped_concepts_are_the_pocket_models_own(dtype):
+    folder = loading.find("pocket", dtype)[0]
+    nets = loading.read_networks(folder, dtype)
+    files = [loading.weights_file(folder / net, net, dtype) for net in loading.NAMED]
+    concepts = Path(__file__).parents[1].glob("data/tuned/*/concept.json")
+    made_on = {json.loads(file.read_text())["fingerprint"] for file in concepts}
+    assert made_on == {loading.fingerprint_of(*(nets[net] for net in loading.NAMED), files=files)}
+
+
+def test_weights_under_other_names_in_the_file_are_taken_as_they_are_loaded(tiny_base, tmp_path):
+    save_file({"strange.weight": torch.ones(3)}, tmp_path / "other.safetensors")
+    nets = (tiny_base.text_encoder, tiny_base.unet)
+    for files in ([tmp_path / "other.safetensors"] * 2, [tmp_path / "nothing.safetensors"] * 2):
+        assert loading.fingerprint_of(*nets, files=files) == loading.fingerprint_of(*nets) == tiny_base.fingerprint
+
+
+@pytest.mark.parametrize("size", [(64, 96), (72, 88), (8, 8), 40])
+def test_every_size_of_whole_cells_is_drawn_as_in_a_stock_pipeline(tiny_base, size):
+    height, width = size if isinstance(size, tuple) else (size, size)
+    pipeline = tiny_base.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    stock = pipeline(
+        "a red cat",
+        height=height,
+        width=width,
+        latents=tiny_base.noise(1, seed=0, size=size),
+        num_inference_steps=2,
+        guidance_scale=tiny_base.guidance,
+    ).images[0]
+    assert close(np.asarray(stock, dtype=float)[None], pixels(tiny_base, size=size))
+    whole = [mos.Region("a red cat", box=(0, 0, 1, 1))]
+    assert close(pixels(tiny_base, "a blue dog", size=size, regions=whole, isolate=True), pixels(tiny_base, size=size))

@@ -18,6 +18,7 @@ from mixofshow_lite.engine import fusion, lora
 from mixofshow_lite.engine.fusion import gradient, gradient_fusion, grams, report, weight_fusion
 from mixofshow_lite.engine.fusion.algebra import dense
 from mixofshow_lite.engine.fusion.weight import with_factors
+from mixofshow_lite.engine.layerwise import Guard
 
 PROMPTS = ("photo of a {}", "a {} on the beach")
 QUICK = {"prompts": PROMPTS, "steps": 2, "guidance": 3.0, "size": 64, "progress": False}
@@ -134,12 +135,14 @@ def test_inputs_are_left_alone(tiny_base, three):
             for name, (down, up) in before.lora[net].items():
                 assert torch.equal(down, after.lora[net][name][0]) and torch.equal(up, after.lora[net][name][1])
     for net in (tiny_base.unet, tiny_base.text_encoder, model.unet, model.text_encoder):
-        assert not any(module._forward_pre_hooks for module in net.modules())
+        hooks = [hook for module in net.modules() for hook in module._forward_pre_hooks.values()]
+        assert all(isinstance(hook, Guard) for hook in hooks)  # no recorder is left
 
 
 def test_unchanged_weights_are_shared(tiny_base, fused):
     assert fused.unet.conv_in.weight.data_ptr() == tiny_base.unet.conv_in.weight.data_ptr()
-    assert fused.vae is tiny_base.vae and type(fused) is type(tiny_base)
+    pairs = zip(fused.vae.parameters(), tiny_base.vae.parameters(), strict=True)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in pairs) and type(fused) is type(tiny_base)
 
 
 def test_fused_weights_are_base_plus_reported_factors(tiny_base, fused):

@@ -1,5 +1,7 @@
 """Known answers of one fused layer (paper 3.3.2), on random matrices: no model and no weights needed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -28,6 +30,30 @@ def gram_of(x):
 
 def equal(n):
     return torch.full((n,), 1 / n, dtype=torch.float64)
+
+
+class OnAppleGPU:
+    """A stand-in for a tensor on MPS, which has no float64."""
+
+    device = torch.device("mps")
+
+    def cpu(self):
+        return torch.ones(2, dtype=torch.float32)
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+
+def test_nothing_is_made_float64_on_a_device_that_has_none():
+    assert algebra.double(OnAppleGPU()).dtype == torch.float64
+    assert [factor.dtype for factor in algebra.as_double((OnAppleGPU(), OnAppleGPU()))] == [torch.float64] * 2
+
+
+def test_only_algebra_makes_float64_of_what_may_lie_on_a_device():
+    """In the files that handle a model's own tensors `algebra.double` is the only way to float64."""
+    package = Path(algebra.__file__).parents[2]
+    for name in ("engine/fusion/grams.py", "rivals/constrained.py", "rivals/peft_merge.py"):
+        assert ".double()" not in (package / name).read_text().replace("algebra.double(", "")
 
 
 def problem(n=3, rows=60):

@@ -31,8 +31,6 @@ PRIVATE_NAMES = {
     "engine/parallel.py: _reset_state",  # accelerate
     "engine/parallel.py: _shared_state",  # accelerate
     "files/warn.py: _getframe",  # sys: whose line a warning shows
-    "pocket/conditions.py: _keypoints",
-    "pocket/objects.py: _fill_of",
 }
 
 REQUIRED_TAGS = """

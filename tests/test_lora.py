@@ -21,7 +21,8 @@ def test_a_share_owns_its_modules_but_not_its_weights(tiny_base):
     before = {name: weight.clone() for name, weight in tiny_base.unet.named_parameters()}
     shared = lora.share(tiny_base.unet)
     pairs = zip(tiny_base.unet.parameters(), shared.parameters(), strict=True)
-    assert all(a is b for a, b in pairs) and shared.conv_in is not tiny_base.unet.conv_in
+    assert all(a is not b and a.data_ptr() == b.data_ptr() for a, b in pairs)
+    assert shared.conv_in is not tiny_base.unet.conv_in
     name, linear = next(iter(lora.attention_linears(shared).items()))
     lora.add_deltas(shared, {name: torch.ones_like(linear.weight)})
     assert torch.equal(lora.attention_linears(shared)[name].weight, before[f"{name}.weight"] + 1)
@@ -39,7 +40,8 @@ def test_attached_at_the_start_changes_nothing(tiny_base, net):
     prompt = "a red cat"
     assert torch.equal(features(model, prompt), features(tiny_base, prompt))
     originals = lora.attention_linears(getattr(tiny_base, net))
-    assert all(layer.get_base_layer().weight is originals[name].weight for name, layer in layers.items())
+    kept = {name: layer.get_base_layer().weight.data_ptr() for name, layer in layers.items()}
+    assert kept == {name: linear.weight.data_ptr() for name, linear in originals.items()}
 
 
 @torch.no_grad()

@@ -31,6 +31,32 @@ def test_a_notebook_is_fit_to_be_opened_anywhere(file):
         assert not failed or "raises-exception" in cell["metadata"].get("tags", ()), "".join(cell["source"])[:80]
 
 
+def prose_of(notebook: dict) -> str:
+    return "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_no_section_is_lost(file):
+    """Prose edits once overwrote headings, a summary and an exercise's card: what is announced must be there."""
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    prose = prose_of(notebook)
+    heads = re.findall(r"^## (.*)$", prose, re.M)
+    numbers = [int(head.split(".")[0]) for head in heads if re.match(r"\d+\. ", head)]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= 5, heads
+    assert heads.index("Summary") < heads.index("Exercises")
+    assert "**Predict:**" in prose
+    for number in re.findall(r"\bsections? (\d+)\b(?! of the paper)", prose):
+        assert int(number) in numbers, f"section {number} is named and does not exist"
+    cells, cards = notebook["cells"], re.findall(r"^### Exercise (\d\.\d): ", prose, re.M)
+    stubs = []
+    for before, cell in zip(cells, cells[1:], strict=False):
+        found = re.search(r'course\.check\("(\d\.\d)"', "".join(cell["source"]))
+        if cell["cell_type"] == "code" and found:
+            stubs.append(found[1])
+            assert f"### Exercise {found[1]}: " in "".join(before["source"]), f"the stub of {found[1]} has no card"
+    assert stubs == cards and len(cards) >= 4
+
+
 def test_notebooks_are_numbered_without_a_gap():
     assert [int(file.name[:2]) for file in NOTEBOOKS] == list(range(1, len(NOTEBOOKS) + 1))
 

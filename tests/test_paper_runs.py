@@ -88,6 +88,14 @@ def test_only_a_study_of_this_base_is_shown(tiny_base, tmp_path, capsys):
     toy_study(tiny_base).save(tmp_path)
     assert saved(tmp_path, "toy", tiny_base).verdicts == {"a above b": True, "b above a": False}
     assert capsys.readouterr().out == ""
+    newer = replace(tiny_base, base_id="tiny-v2", fingerprint="0123")
+    assert saved(tmp_path, "toy", newer) is None  # another base altogether
+    earlier = toy_study(tiny_base)
+    earlier.about["base"] = "tiny-v1"
+    earlier.save(tmp_path)
+    capsys.readouterr()
+    assert saved(tmp_path, "toy", newer).verdicts  # an earlier version of the same base, and that is said
+    assert "toy below is of tiny-v1, an earlier tiny model" in capsys.readouterr().out
 
 
 # ---- all studies ----

@@ -179,7 +179,7 @@ def test_everything_comes_off_after_an_error(tiny_base, controlnet):
 
     with pytest.raises(RuntimeError, match="stop"):
         draw(tiny_base, regions=REGIONS, spatial=(controlnet, PICTURE), callback=stop)
-    assert not unet._forward_pre_hooks and not controlnet._forward_pre_hooks
+    assert list(unet._forward_pre_hooks.values()) == [unet.layerwise_guard] and not controlnet._forward_pre_hooks
     after = [m.processor for net in nets for m in cross_attention(net).values()]
     assert all(a is b for a, b in zip(after, before, strict=True))
 

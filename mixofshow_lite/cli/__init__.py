@@ -15,6 +15,7 @@ import argparse
 import sys
 
 from .. import __version__
+from ..threads import wait_passively
 from . import concepts, fusing, pictures, shows
 from .speak import any_encoding, complain, plain_warnings, sentence
 
@@ -25,6 +26,7 @@ NO_ROOM = "memory", "alloc"  # how torch says that memory is too small, in a Run
 def main(argv: list[str] | None = None) -> int:
     """Run one command -> exit status: 0 done, 1 an error said in one sentence, 130 interrupted."""
     any_encoding()
+    wait_passively()
     args = parser().parse_args(argv)
     with plain_warnings():
         try:

@@ -9,6 +9,10 @@ and runs on the pocket model or, with MIXOFSHOW_BASE=sd15 in the environment, on
 between the two is in the `Kit`.
 """
 
+from ..threads import wait_passively
+
+wait_passively()  # before torch is loaded
+
 import inspect
 import os
 import sys

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..files.writing import atomic_file, check_target
+from .finite import is_finite
 
 
 class Checkpoint:
@@ -57,8 +58,16 @@ class Checkpoint:
         self.step = saved["step"]
 
     def save(self, step: int, last: bool = False) -> None:
-        """Write the state after `step` steps, all or nothing, if it is one of every few or the last."""
-        if not self.path or not self.keep or (step % self.every and not last):
+        """Write the state after `step` steps, all or nothing, if it is one of every few or the last.
+
+        A state that is not finite is none to go on from.
+        """
+        if (
+            not self.path
+            or not self.keep
+            or (step % self.every and not last)
+            or not all(map(is_finite, self._tensors()))
+        ):
             return
         saved = {"key": self.key, "step": step, "tensors": [tensor.detach().cpu() for tensor in self._tensors()]}
         saved |= {"optimizer": self.optimizer.state_dict(), "generator": self.parts["generator"].get_state()}

@@ -69,16 +69,49 @@ class LayerAttention(QuickAttention):
 
     def own_slice(self, context: Tensor) -> Tensor:
         """(B, L, N, D) | (B, L * N, D) | (B, N, D) -> (B, N, D)"""
-        if context.ndim == 3 and self.layers > 1 and context.shape[1] == self.layers * self.tokens:
-            context = context.unflatten(1, (self.layers, self.tokens))
-        return context[:, self.layer] if context.ndim == 4 else context
+        if not is_layerwise(context, self.layers, self.tokens):
+            return context
+        return (context if context.ndim == 4 else context.unflatten(1, (self.layers, self.tokens)))[:, self.layer]
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
         return super().__call__(attn, hidden_states, self.own_slice(encoder_hidden_states), *args, **kwargs)
 
 
+@dataclass
+class Guard:
+    """A U-Net's forward pre-hook: layer-wise contexts need LayerAttention, any other processor would misread them.
+
+    Attention slicing, xformers, `set_attn_processor` and `fuse_qkv_projections` replace the processors of a pipeline at
+    any time, and some of theirs attend to all L * N tokens without a word.
+    """
+
+    layers: dict[str, Attention]  # the L cross-attention layers
+    tokens: int  # N
+
+    def __call__(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
+        context = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
+        if isinstance(context, Tensor) and is_layerwise(context, len(self.layers), self.tokens):
+            check_processors(self.layers)
+
+
+def is_layerwise(context: Tensor, layers: int, tokens: int) -> bool:
+    """Whether a context is (B, L, N, D) or (B, L * N, D) and not a plain (B, N, D)."""
+    return context.ndim == 4 or (context.ndim == 3 and layers > 1 and context.shape[1] == layers * tokens)
+
+
+def check_processors(modules: dict[str, Attention]) -> None:
+    """Raise ValueError unless every cross-attention layer has a processor that takes its own slice of a context."""
+    others = {type(m.processor).__name__ for m in modules.values() if not isinstance(m.processor, LayerAttention)}
+    if others:
+        raise ValueError(
+            f"The U-Net's cross-attention has other processors on ({', '.join(sorted(others))}), which read neither "
+            "layer-wise words nor regions: draw with model.copy(), whose processors are its own, and without attention "
+            "slicing, xformers, set_attn_processor or fuse_qkv_projections."
+        )
+
+
 def install(unet: nn.Module, tokens: int) -> tuple[str, ...]:
-    """Put a LayerAttention on each cross-attention layer; returns the names of the L layers.
+    """Put a LayerAttention on each cross-attention layer and a Guard on the U-Net; returns the names of the L layers.
 
     Self-attention that still has diffusers' default gets QuickAttention, the same function.
     """
@@ -88,6 +121,9 @@ def install(unet: nn.Module, tokens: int) -> tuple[str, ...]:
     for module in unet.modules():
         if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
             module.set_processor(QuickAttention())
+    if not hasattr(unet, "layerwise_guard"):  # a copied U-Net has its own already
+        unet.layerwise_guard = Guard(found, tokens)
+        unet.register_forward_pre_hook(unet.layerwise_guard, with_kwargs=True)
     return tuple(found)
 
 

@@ -14,6 +14,7 @@ transformers.
 import copy
 import itertools
 import re
+from collections import OrderedDict
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -23,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from ..files.concept import Factors
+from .finite import is_finite
 
 ATTENTION_LINEAR = re.compile(r"(^|\.)(self_attn\.(q|k|v|out)_proj|attn[12]\.(to_[qkv]|to_out\.0))$")
 
@@ -58,9 +60,26 @@ def adaptable(net: nn.Module) -> dict[str, nn.Module]:
 
 
 def share(net: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every weight tensor with the original."""
-    tensors = itertools.chain(net.parameters(), net.buffers())
-    return copy.deepcopy(net, {id(tensor): tensor for tensor in tensors})
+    """A copy of the modules whose weights lie in the original's memory, as parameters of its own.
+
+    `.to(dtype)`, `.half()` or `.cuda()` on the copy therefore leave the original alone; only what writes into the
+    numbers themselves (`weight.mul_(2)`) reaches both. The same as `copy.deepcopy`, in half its time: the many empty
+    containers of a module are made anew, and everything else is copied deeply.
+    """
+    twins = {id(module): module.__new__(type(module)) for module in net.modules()}
+    twins |= {id(tensor): view(tensor) for tensor in itertools.chain(net.parameters(), net.buffers())}
+    for module in net.modules():
+        own = vars(twins[id(module)])
+        for name, value in vars(module).items():
+            empty = type(value) in (dict, OrderedDict, set) and not value
+            own[name] = type(value)() if empty else copy.deepcopy(value, twins)
+    return twins[id(net)]
+
+
+def view(tensor: Tensor) -> Tensor:
+    """Another tensor or parameter in the same memory."""
+    same = tensor.detach()
+    return nn.Parameter(same, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else same
 
 
 class LowRank(torch.autograd.Function):
@@ -165,7 +184,7 @@ def delta(down: Tensor, up: Tensor, alpha: float = 1.0) -> Tensor:
 def add_deltas(net: nn.Module, deltas: dict[str, Tensor]) -> None:
     """W = W0 + dW for each named layer, as new tensors: whoever shares the old ones keeps them.
 
-    Raises ValueError when a name or a shape does not fit `net`.
+    Raises ValueError when a name or a shape does not fit `net`, and when a sum is not finite.
     """
     layers = adaptable(net)
     for name, dW in deltas.items():
@@ -178,4 +197,11 @@ def add_deltas(net: nn.Module, deltas: dict[str, Tensor]) -> None:
                 "it was made for another base model; load that one."
             )
         new = (old.float() + dW.to(old.device, torch.float32).view_as(old)).to(old.dtype)
+        if not is_finite(new):
+            parts = {"the update": dW, "the weight": old, f"the sum in {old.dtype}": new}
+            lost = next(part for part, numbers in parts.items() if not is_finite(numbers))
+            raise ValueError(
+                f"{name} with its update is not finite, because {lost} is not: use a smaller alpha or scale, load the "
+                "base in float32, or tune the concept again."
+            )
         layers[name].weight = nn.Parameter(new, requires_grad=False)

@@ -16,7 +16,7 @@ Disjoint boxes have w = 1 inside, the paper's replacement exactly; equal overlap
 official code. The blend is taken before the layer's output projection: the same, because the weights sum to one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -25,8 +25,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..files.warn import warn
 from ..model import DiffusionModel
-from .layerwise import LayerAttention, cross_attention
+from .layerwise import LayerAttention, check_processors, cross_attention
 from .masks import Region, check_regions, parse_regions, region_weights, side_by_side
 
 __all__ = ["Region", "RegionAttention", "parse_regions", "region_weights", "regional_attention", "side_by_side"]
@@ -42,7 +43,11 @@ class Plan:
     def __init__(self, regions: Sequence[Region], halves: list[list], steps: int | None, T: int, base_ratio: float):
         self.regions, self.halves, self.base_ratio = regions, halves, base_ratio
         self.steps, self.timesteps = steps, T  # denoising steps of a picture, if known; steps of the training schedule
-        self.calls, self.last = 0, float("-inf")
+        self.calls, self.last = 0, float("-inf")  # the step of this call, its timestep
+        self.put: dict[Attention, object] = {}  # the network's processors as long as this is on
+        self.spoken: set[int] = set()  # regions that were active at any call
+        self.batch = 0  # of this call; 0 before the first one
+        self.differ: Tensor | None = None  # () bool: the halves of an even batch are not the same latents
         self.timed = any(region.start > 0 or region.end < 1 for region in regions)
         self.now: tuple[int, ...] = tuple(range(len(regions)))  # the active regions
         self.speaking = halves  # the halves of this call
@@ -52,18 +57,83 @@ class Plan:
     def observe(self, network: nn.Module, args: tuple, kwargs: dict) -> None:
         """Read a call's latent size, step and halves off its arguments."""
         given = dict(zip(("sample", "timestep"), args, strict=False)) | kwargs
+        if any(module.processor is not processor for module, processor in self.put.items()):
+            raise ValueError(
+                "The U-Net's attention processors were replaced while regions are on, which would be lost: call "
+                "enable_attention_slicing, xformers, set_attn_processor or fuse_qkv_projections on another pipeline, "
+                "such as model.copy().pipeline()."
+            )
         self.cells = tuple(given["sample"].shape[-2:])
         self.speaking = self.halves[-1:] if given.get("guess_mode") else self.halves  # a ControlNet's option
+        if not given.get("guess_mode"):
+            self.compare(given["sample"])
         if self.timed:
             progress = self.progress(given)
             self.now = tuple(i for i, region in enumerate(self.regions) if region.active(progress))
+        self.spoken |= set(self.now)
+
+    def compare(self, latents: Tensor) -> None:
+        """Whether the two halves of a batch (B, C, h, w) are the same, as they are if and only if there is guidance.
+
+        A device's answer is read at the next call, when it has long been there: waiting for it would cost time.
+        """
+        self.check_halves()
+        self.batch = len(latents)
+        if self.batch % 2 == 0:
+            first, second = latents.nan_to_num().chunk(2)
+            differ = (first != second).any()
+            self.differ = differ if self.differ is None or len(self.halves) > 1 else self.differ | differ
+            if latents.device.type == "cpu":
+                self.check_halves()
+
+    def check_halves(self) -> None:
+        """Raise ValueError if batches of one picture each were taken for (negative, positive) pairs."""
+        if len(self.halves) > 1 and self.differ is not None and self.differ:
+            raise ValueError(
+                f"The two halves of a batch of {self.batch} are different pictures and no (negative, positive) pair: "
+                "with guidance scale 1 say regional_attention(..., guided=False)."
+            )
 
     def progress(self, given: dict) -> float:
-        """Steps before this one over all steps; where their number is not known, the part of the timesteps."""
+        """Steps before this one over all steps; where their number is not known, the part of the timesteps.
+
+        Some schedulers call twice at a timestep (Heun, PNDM's first), which is one step. Others call between the steps
+        (KDPM2): there the number of steps is no help, so ValueError is raised.
+        """
         t = torch.as_tensor(given["timestep"]).flatten()[0].item()
-        again = t > self.last or (t == self.last and self.calls + 1 == self.steps)  # the next picture begins
-        self.calls, self.last = 0 if again else self.calls + 1, t
+        if t > self.last or self.steps == 1:  # the next picture begins
+            self.calls = 0
+        elif t < self.last:
+            self.calls += 1
+        self.last = t
+        if self.steps and self.calls >= self.steps:
+            raise ValueError(
+                f"The U-Net is called at more than steps={self.steps} timesteps of a picture: leave steps= out, then "
+                "the regions' start and end are read off the timesteps, which is right for every scheduler."
+            )
         return self.calls / self.steps if self.steps else 1 - (t + 1) / self.timesteps
+
+    def close(self) -> None:
+        """What can be told only at the end: warns of regions that never spoke and of options that did not fit."""
+        self.check_halves()
+        if not self.batch:
+            return
+        for i in sorted(set(range(len(self.regions))) - self.spoken):
+            region = self.regions[i]
+            warn(
+                f"The region {region.prompt!r} was never active: none of the steps lies between its start "
+                f"{region.start} and its end {region.end}, draw with more steps or give it more of them."
+            )
+        if self.timed and self.steps and self.calls + 1 < self.steps:
+            warn(
+                f"Only {self.calls + 1} of steps={self.steps} were drawn, so the regions' start and end came late: "
+                "give the number of steps that the pipeline draws, or leave steps= out."
+            )
+        if len(self.halves) == 1 and self.differ is not None and not self.differ:
+            warn(
+                "With guided=False every region spoke in both halves of the batch, which were the same picture: with a "
+                "guidance scale above 1 say guided=True."
+            )
 
     def size_of(self, T: int) -> tuple[int, int]:
         """(h, w) of a layer of T cells: the latent's, halved until they fit."""
@@ -117,7 +187,10 @@ class RegionAttention(LayerAttention):
             raise ValueError("Regions do not know what to do with an encoder_attention_mask: leave it out.")
         halves, B = self.plan.speaking, len(hidden_states)
         if B % len(halves):
-            raise ValueError(f"A batch of {B} is no (negative, positive) pair: with guidance scale 1 say guided=False.")
+            raise ValueError(
+                f"A batch of {B} is no (negative, positive) pair: with guidance scale 1 say "
+                "regional_attention(..., guided=False)."
+            )
         query = attn.to_q(hidden_states)  # (B, T, C)
         context = self.own_slice(encoder_hidden_states)  # (B, N, D)
         heads = [split_heads(x, attn.heads) for x in (query, attn.to_k(context), attn.to_v(context))]
@@ -182,21 +255,24 @@ def regional_attention(
                  regions may then be empty
 
     Weights of the model must not change inside. Raises TypeError on what is no Region, ValueError on a base_ratio out
-    of range and on a model whose cross-attention has other processors on.
+    of range and where the attention processors are others, before or while this is on; inside also on batches and
+    steps that are not as said. Warns at the end of regions that were never active.
     """
     regions = check_regions(regions)
     if not 0 <= base_ratio < 1:
         raise ValueError(f"base_ratio is {base_ratio}: give the global prompt's share, 0 <= base_ratio < 1.")
+    check_processors(cross_attention(model.unet))
     if not all(type(module.processor) is LayerAttention for module in cross_attention(model.unet).values()):
-        raise ValueError("This model's cross-attention already has other processors on: take them off first.")
+        raise ValueError("Regions or a recording are on this model already: end their `with` first.")
     negative = "region's negative prompt"
     halves = [contexts(model, [region.negative_prompt for region in regions], negative)] if guided else []
     halves.append(contexts(model, [region.prompt for region in regions]))
-    T, processors, hooks = model.scheduler.config.num_train_timesteps, [], []
+    T, processors, hooks, plans = model.scheduler.config.num_train_timesteps, [], [], []
     try:
         for network in (model.unet, *controlnets):
             plan = Plan(regions, halves, steps, T, base_ratio)
-            hooks.append(network.register_forward_pre_hook(plan.observe, with_kwargs=True))
+            plans.append(plan)
+            hooks.append(network.register_forward_pre_hook(only_of(network, plan), with_kwargs=True))
             new = {
                 module: RegionAttention(layer, len(model.layers), model.tokens, plan)
                 for layer, module in enumerate(cross_attention(network).values())
@@ -206,12 +282,24 @@ def regional_attention(
             for module, processor in new.items():
                 processors.append((module, module.processor))
                 module.set_processor(processor)
+            plan.put = new
         yield
+        plans[0].close()  # of the U-Net; a ControlNet's would say the same again
     finally:
         for hook in hooks:
             hook.remove()
         for module, processor in processors:
             module.set_processor(processor)
+
+
+def only_of(network: nn.Module, plan: Plan) -> Callable:
+    """The plan's forward pre-hook for this network; a copy of it that is made meanwhile has no regions."""
+
+    def observe(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if module is network:
+            plan.observe(module, args, kwargs)
+
+    return observe
 
 
 def self_attention(network: nn.Module) -> list[Attention]:

@@ -14,7 +14,7 @@ pictures, times and noises are drawn for the whole batch on the CPU, whatever pa
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,8 +25,9 @@ from tqdm.auto import tqdm
 
 from ..files.concept import PLACEHOLDER, WORD, Concept, slug
 from ..files.data import ConceptData
+from ..files.fits import check_finite
 from ..model import DiffusionModel, denoising_loss, draw_noise
-from . import lora
+from . import finite, lora
 from .attention_loss import outside_attention, watched
 from .checkpoint import Checkpoint, prior_file
 from .fusion.grams import CONTEXT_LINEAR
@@ -67,7 +68,7 @@ def tune(
     Memory: `accumulate` works each batch in that many parts; `gradient_checkpointing` computes features a second time
     instead of keeping them. `mixed_precision` is "no", "bf16" or "fp16" (default: what the base's weights are in).
     Several GPUs: start with `accelerate launch`, load the base on `accelerate.PartialState().device`; they share each
-    batch. Raises ValueError on an unknown recipe, a missing class word, words of another form, too small pictures.
+    batch. Raises ValueError on a bad recipe, class word or words, too small pictures, and numbers that are not finite.
     """
     recipe = recipe_for(base, recipe)
     name, class_word = name or data.name, class_word or data.class_word
@@ -96,6 +97,7 @@ def tune(
     optimizer = accelerator.prepare(make_optimizer(model, rows, recipe))
     tuned = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     schedule = make_schedule(optimizer.optimizer, recipe, steps)
+    watch = LossWatch(base, model, rows, f"Tuning {name!r}", patience=10 if accelerator.scaler else 0)
     key = f"{asdict(recipe)} {phrase} {seed} {steps} {base.fingerprint} {data.digest()}"
     parts = {"schedule": schedule, "scaler": accelerator.scaler, "generator": generator}
     state = Checkpoint(checkpoint, key, optimizer, keep=first, **parts)
@@ -124,7 +126,7 @@ def tune(
                 loss += of_part.detach()
             if recipe.density > 0 and first:  # once a step, whatever parts it is worked in
                 loss += backward_density(accelerator, base, rows, recipe)
-            loss = add_up(accelerator, tuned, loss)
+            loss = watch(step, add_up(accelerator, tuned, loss))
             norm = torch.cat(list(rows.values())).norm(dim=1).mean().item()
             if norm >= limit:
                 freeze(rows)
@@ -153,7 +155,7 @@ def finish(base: DiffusionModel, model: DiffusionModel, rows: dict[str, Tensor],
     factors = {net: lora.extract(getattr(model, net)) for net in ("text_encoder", "unet")}
     factors = {net: found for net, found in factors.items() if found}
     L = len(base.layers)
-    return Concept(
+    concept = Concept(
         recipe=recipe.name,
         embeddings={word: row.detach().cpu().expand(L, -1).clone() for word, row in rows.items()},
         lora=factors,
@@ -163,6 +165,40 @@ def finish(base: DiffusionModel, model: DiffusionModel, rows: dict[str, Tensor],
         layers=base.layers,
         **names,
     )
+    check_finite(concept)
+    return concept
+
+
+@dataclass
+class LossWatch:
+    """Stops a run whose loss is not finite: what it would save could not be used.
+
+    fp16's scaler leaves out a step that overflows and scales less from then on, so that a few in a row are no fault:
+    `patience` is how many are borne.
+    """
+
+    base: DiffusionModel
+    model: DiffusionModel  # what is tuned
+    rows: dict[str, Tensor]
+    what: str  # the run, for a sentence
+    patience: int
+    lost: int = 0  # steps in a row without a finite loss
+
+    def __call__(self, step: int, loss: float) -> float:
+        """The loss again; raises ValueError once too many were not finite."""
+        self.lost = 0 if math.isfinite(loss) else self.lost + 1
+        if self.lost > self.patience:
+            raise ValueError(f"{self.what} stopped at step {step + 1}, nothing was saved: {self.where()}.")
+        return loss
+
+    def where(self) -> str:
+        """Where the numbers were lost, and what to do."""
+        found = finite.model_not_finite(self.base)
+        if found:
+            return f"{found} of the base are not finite, load it again"
+        word = finite.first_not_finite(self.rows)
+        found = f"the rows of {word}" if word else finite.model_not_finite(self.model) or "the values of its loss"
+        return f"{found} are not finite, tune in float32 or with smaller learning rates"
 
 
 def check(

@@ -34,6 +34,7 @@ from ..files.data import ConceptData, check_sizes, crop_box, fit
 from ..files.writing import atomic_file
 from ..model import DiffusionModel
 from .captions import reworded
+from .finite import is_finite, weights_not_finite
 from .recipes import Recipe
 
 SMALL, CLOSE = ("a far away ", "very small "), ("zoomed in ", "close up ")  # before the caption, Custom Diffusion's
@@ -80,6 +81,10 @@ def prepare(base: DiffusionModel, data: ConceptData, recipe: Recipe, phrase: str
     found = list(views(base.size, data, recipe, torch.Generator().manual_seed(seed)))
     encoded = [base.posterior([view[0]]) for view in found]
     latents, deviation = (torch.cat(part).float() for part in zip(*encoded, strict=True))
+    if not is_finite(latents + deviation):
+        lost = (~(latents + deviation).isfinite()).flatten(1).any(dim=1).nonzero()[0].item() % len(data)
+        what = weights_not_finite(base.vae, "VAE") or f"the VAE's latents of picture {lost + 1} of {data.name}"
+        raise ValueError(f"{what} are not finite, so nothing can be tuned: load the base in float32, or again.")
     cells = latents.shape[-2:]
     inside, frame = (
         torch.cat([F.adaptive_avg_pool2d(view[i][None], cells) for view in found]).to(latents.device) for i in (1, 2)

@@ -1,9 +1,11 @@
 """Does this concept fit this base? One answer wherever a concept meets a model: loading, joining, fusing, drawing."""
 
+import math
 import warnings
 
-import torch
+from torch import Tensor
 
+from ..engine.finite import first_not_finite
 from .concept import Concept, tensors_of
 from .keys import layers_of
 
@@ -23,13 +25,22 @@ def check_fits(concept: Concept, base) -> None:
             f"The concept {concept.name!r} was tuned on {own}, the base is {here} and built differently: {what} is "
             f"{shape}, the base has {wanted or 'no such layer'}: load it with {load}."
         )
-    if not all(torch.isfinite(tensor).all() for tensor in tensors_of(concept).values()):
-        raise ValueError(f"The concept {concept.name!r} holds weights that are not finite: tune it again.")
+    check_finite(concept)
     if concept.fingerprint and base.fingerprint and concept.fingerprint != base.fingerprint:
         warnings.warn(
             f"The concept {concept.name!r} was tuned on {own} (fingerprint {concept.fingerprint}), the base is {here} "
             f"({base.fingerprint}): expect a weaker likeness, or load the base it was tuned on.",
             stacklevel=4,
+        )
+
+
+def check_finite(concept: Concept, tensors: dict[str, Tensor] | None = None) -> None:
+    """Raises ValueError if a concept holds numbers that are none."""
+    lost = first_not_finite(tensors_of(concept) if tensors is None else tensors)
+    if lost or not math.isfinite(concept.scale):
+        raise ValueError(
+            f"The concept {concept.name!r} holds weights that are not finite (in {lost or 'its scale'}): tune it "
+            "again, in float32 or with smaller learning rates, or get its file again."
         )
 
 

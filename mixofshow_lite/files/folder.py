@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
+from ..engine.finite import first_not_finite
 from .concept import WORD, Concept, Factors, tensors_of
-from .fits import check_fits
+from .fits import check_finite, check_fits
 from .keys import NETS, split
 from .lora_files import read_safetensors
 from .pictures import open_rgb
@@ -65,14 +66,13 @@ def save(
     """See `Concept.save`."""
     check_target(folder, CONCEPT)
     tensors = tensors_of(concept)
+    stored = storable(concept, tensors, dtype)
     about = {"format": FORMAT, "version": VERSION, "library": __version__}
     about |= {name: getattr(concept, name) for name in ("words", *TEXTS, "rank", "scale")}
     about |= {"convention": CONVENTION, "layers": concept.layers}
     preview = concept.preview if preview is None else strip(preview)
     edited = edited_card(folder)
     with atomic_folder(folder, CONCEPT) as temporary:
-        # Clones, because safetensors refuses tensors that share memory.
-        stored = {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in tensors.items()}
         save_file(stored, temporary / "concept.safetensors")
         (temporary / "concept.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         text = card(concept, tensors, preview is not None).encode()
@@ -96,6 +96,17 @@ def edited_card(folder: Path) -> bytes | None:
         pass  # a damaged concept; its card may be all that is left of it
     warn(f"{file} has been edited and stays as it is: see that it still fits.")
     return text
+
+
+def storable(concept: Concept, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors as they go into the file; raises ValueError if one is not finite, or overflows in `dtype`."""
+    check_finite(concept, tensors)
+    # Clones, because safetensors refuses tensors that share memory.
+    stored = {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in tensors.items()}
+    lost = first_not_finite(stored)
+    if lost:
+        raise ValueError(f"{lost} of the concept {concept.name!r} is too large for {dtype}: save it in torch.float32.")
+    return stored
 
 
 def strip(pictures: Image.Image | Sequence[Image.Image]) -> Image.Image:
@@ -154,6 +165,7 @@ def load(folder: Path) -> Concept:
         raise ValueError(f"{folder} is no whole concept ({what}): save it again or copy it again.")
     concept = Concept(**about, embeddings=embeddings, lora=lora, preview=read_preview(folder / "preview.png"))
     check_shapes(concept, folder)
+    check_finite(concept)
     return concept
 
 

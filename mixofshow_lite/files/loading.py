@@ -2,8 +2,9 @@
 
 A folder may hold, beside diffusers' own files:
     SHA256SUMS            "<hash>  <relative path>" lines, checked before loading
-    mixofshow.json        {"base_id": "pocket-v1", "guidance": 5.0, "fingerprint": "...", "concepts": [["<a1>",
-                          "<a2>"]]}, all optional; concepts says which words make one name
+    mixofshow.json        {"base_id": "pocket-v2", "guidance": 5.0, "dtype": "float32", "fingerprint": "...",
+                          "concepts": [["<a1>", "<a2>"]]}, all optional; `dtype` is what it is loaded in on a GPU
+                          too, if none is asked for; concepts says which words make one name
     words.txt             the words the model knows, separated by white space
     new_concept_cfg.json  concept words and their per-layer tokens, the format of the official fused models
 """
@@ -12,18 +13,23 @@ import copy
 import ctypes
 import hashlib
 import json
+import math
 import os
 import platform
 import warnings
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..engine.finite import first_not_finite, model_not_finite
 from ..engine.layerwise import cross_attention
 from ..model import DiffusionModel
 from .prompt_check import named_together
@@ -34,30 +40,34 @@ SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 PREFIX = "text_model."  # of the text encoder's weights, as transformers before 5 writes and expects them
+NAMED = ("text_encoder", "unet")  # the networks that the fingerprint is of: concepts change nothing else
+HEAD = 16  # numbers of each tensor that go into the fingerprint
 CLASSES = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "vae": "AutoencoderKL"}
 
 
 def load(name: str, device: str | torch.device | None, dtype: torch.dtype | None) -> DiffusionModel:
     """See `base.load_base`."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    usual = torch.float16 if device.type == "cuda" else torch.float32
     if device.type == "cpu":
         keep_freed_memory()
-    folder, default_id = find(name, dtype)
+    folder, default_id = find(name, dtype or usual)
     check_architecture(folder)
     verify(folder)
     about = read_json(folder / "mixofshow.json") if (folder / "mixofshow.json").is_file() else {}
+    dtype = dtype or getattr(torch, about.get("dtype", ""), usual)
     nets = read_networks(folder, dtype)
     if not cross_attention(nets["unet"]):
         raise ValueError(
             f"The U-Net in {folder} has no cross-attention layers: give a text-to-image Stable Diffusion 1.x model."
         )
+    files = [weights_file(folder / net, net, dtype) for net in NAMED]
     known = folder / "words.txt"
     model = DiffusionModel(
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         scheduler=read_scheduler(folder),
         base_id=about.get("base_id", default_id),
-        fingerprint=about.get("fingerprint") or fingerprint_of(nets["text_encoder"], nets["unet"]),
+        fingerprint=about.get("fingerprint") or fingerprint_of(*(nets[net] for net in NAMED), files=files),
         guidance=about.get("guidance", 7.5),
         known_words=frozenset(known.read_text(encoding="utf-8").lower().split() if known.is_file() else ()),
         **{net: module.to(device) for net, module in nets.items()},
@@ -177,9 +187,9 @@ def read_networks(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     """The text encoder, U-Net and VAE of a folder, on the CPU in `dtype`."""
     nets = {}
     for net, kind in {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}.items():
-        stem, part = WEIGHTS[net], folder / net
-        variant = "fp16" if dtype == torch.float16 and (part / f"{stem}.fp16.safetensors").is_file() else None
-        file = part / f"{stem}.{variant + '.' if variant else ''}safetensors"
+        part = folder / net
+        file = weights_file(part, net, dtype)
+        variant = "fp16" if file.name.endswith(".fp16.safetensors") else None
         if not file.is_file() and not any(part.glob("*.bin")):
             raise FileNotFoundError(f"{file} is missing: the model folder is incomplete, copy or download it again.")
         dtype_name = "dtype" if net == "text_encoder" else "torch_dtype"  # transformers and diffusers differ here
@@ -189,7 +199,18 @@ def read_networks(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
             raise ValueError(
                 f"{file} cannot be read ({type(error).__name__}): copy or download the model folder again."
             ) from error
+        lost = first_not_finite(dict(nets[net].named_parameters()))
+        if lost:
+            raise ValueError(
+                f"{lost} in {file} is not finite in {dtype}: load it in torch.float32, or copy or download it again."
+            )
     return nets
+
+
+def weights_file(part: Path, net: str, dtype: torch.dtype) -> Path:
+    """Where a network's weights are, whether they are there or not: the float16 ones where these serve."""
+    half = part / f"{WEIGHTS[net]}.fp16.safetensors"
+    return half if dtype == torch.float16 and half.is_file() else part / f"{WEIGHTS[net]}.safetensors"
 
 
 def read_scheduler(folder: Path):
@@ -199,14 +220,33 @@ def read_scheduler(folder: Path):
 
 
 @torch.no_grad()
-def fingerprint_of(*nets: nn.Module) -> str:
-    """A short hash of names, shapes and the first numbers of every tensor; the same in float16 and float32."""
+def fingerprint_of(*nets: nn.Module, files: Sequence[Path] = ()) -> str:
+    """A short hash of names, shapes and the first numbers of every tensor, in float16.
+
+    The numbers are taken from the `files` that the networks were read from where they are there, as a base that is
+    loaded in bfloat16 has lost digits: the fingerprint is of the weights, not of the precision they are loaded in.
+    """
     digest = hashlib.sha256()
-    for net in nets:
+    for net, file in zip_longest(nets, files):
+        stored = first_numbers(file) if file and file.is_file() else {}
         for name, tensor in sorted(net.named_parameters()):
-            head = tensor.flatten()[:16].half().cpu().numpy().tobytes()
-            digest.update(f"{name.removeprefix('text_model.')}{tuple(tensor.shape)}".encode() + head)
+            name, own = name.removeprefix("text_model."), (tuple(tensor.shape), tensor.flatten()[:HEAD])
+            shape, head = stored.get(name, own) if stored.get(name, own)[0] == own[0] else own
+            digest.update(f"{name}{shape}".encode() + head.half().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def first_numbers(file: Path) -> dict[str, tuple[tuple[int, ...], Tensor]]:
+    """Name -> (shape, first numbers) of every tensor of a safetensors file, without reading the rest of it."""
+    found = {}
+    with safe_open(file, "pt") as stored:
+        for name in stored.keys():
+            part = stored.get_slice(name)
+            shape = tuple(part.get_shape())
+            rows = math.ceil(HEAD / max(1, math.prod(shape[1:])))
+            head = part[:rows].flatten()[:HEAD] if shape else stored.get_tensor(name).flatten()
+            found[name.removeprefix("text_model.")] = shape, head
+    return found
 
 
 def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
@@ -221,6 +261,9 @@ def save_pipeline(model: DiffusionModel, folder: str | Path) -> Path:
     from transformers import CLIPTokenizer
 
     check_target(folder, PIPELINE)
+    lost = model_not_finite(model)
+    if lost:
+        raise ValueError(f"{lost} are not finite, so the model was not saved: load or fuse it again, in float32.")
     pipeline = model.copy().pipeline()
     with atomic_folder(folder, PIPELINE) as temporary:
         model.tokenizer.save_pretrained(temporary / "tokenizer")
@@ -279,7 +322,7 @@ def write_for_old_loaders(folder: Path) -> None:
     os.replace(renamed, file)
 
 
-def read_words(folder: Path, model: DiffusionModel) -> dict[str, torch.Tensor]:
+def read_words(folder: Path, model: DiffusionModel) -> dict[str, Tensor]:
     """The layer-wise rows (L, D) of the concept words that new_concept_cfg.json lists."""
     path = folder / "new_concept_cfg.json"
     if not path.is_file():

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..engine.finite import first_not_finite
 from .concept import Factors
 from .keys import NETS, match, never_used
 from .kinds import GIVE_LORA, PEFT_TYPES
@@ -202,6 +203,9 @@ def lora_state(
 def write_lora(state: Mapping[str, Tensor], file: str | Path) -> Path:
     """Write a state dict to a .safetensors file, all or nothing; raises ValueError on none, OSError on a full disk."""
     file = Path(file)
+    lost = first_not_finite(dict(state))
+    if lost:
+        raise ValueError(f"{lost} is not finite, so there is no LoRA to write: tune or fuse again, in float32.")
     if not state:
         raise ValueError("This is words only, there is no LoRA to write: share the Concept folder instead.")
     with atomic_file(file, LORA_FILE) as temporary:

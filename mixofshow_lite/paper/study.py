@@ -8,6 +8,7 @@ a bootstrap over concepts first and their rows second, since the seeds of one co
 import csv
 import io
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -130,16 +131,30 @@ def number(text: str) -> int | float | str:
 
 
 def saved(folder: str | Path, name: str, base: DiffusionModel) -> Study | None:
-    """The saved study, if it was measured on this very base; else None, after a line that says what to run."""
+    """The saved study, if it was measured on this very base; else None, after a line that says what to run.
+
+    One of an earlier version of the same base ("pocket-v1" for "pocket-v2") comes too, after a line that says so.
+    """
     try:
         study = Study.load(folder, name)
     except FileNotFoundError:
         study = None
     if study is not None and study.about.get("fingerprint") == base.fingerprint:
         return study
+    if study is not None and family(study.about.get("base", "")) == family(base.base_id):
+        print(
+            f"{name} below is of {study.about['base']}, an earlier {family(base.base_id)} model with other concepts; "
+            f"to measure it on {base.base_id}: python -m mixofshow_lite.paper {name}"
+        )
+        return study
     why = "has not been measured on" if study is None else "was measured on other weights than those of"
     print(f"{name} {why} this {base.base_id}: python -m mixofshow_lite.paper {name}")
     return None
+
+
+def family(base_id: str) -> str:
+    """A base's name without its version: "pocket" of "pocket-v2"."""
+    return re.sub(r"-v\d+$", "", base_id)
 
 
 def difference(

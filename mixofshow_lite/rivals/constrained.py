@@ -93,7 +93,7 @@ def word_rows(model: DiffusionModel, prompts: list[str], concept: Concept) -> Te
         else:
             kept = list(range(1, end + 1))
         found.append(context[:, sorted({min(k, model.tokens - 1) for k in kept})])
-    rows = torch.cat(found, dim=1).double().cpu()
+    rows = algebra.double(torch.cat(found, dim=1)).cpu()
     if rows.shape[1] > rows.shape[2]:
         raise ValueError(
             f"{rows.shape[1]} constraints of {concept.name!r} do not fit into text features of width {rows.shape[2]}: "

@@ -111,4 +111,5 @@ def put(layer: nn.Module, adapter: str, factors: algebra.Factors, rank: int) -> 
 def take(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """The merged factors of a layer in float64, peft's scaling inside `up`."""
     down, up = layer.lora_A[MERGED].weight, layer.lora_B[MERGED].weight
-    return down.detach().double().cpu(), layer.scaling[MERGED] * up.detach().double().cpu()
+    down, up = algebra.as_double((down.detach().cpu(), up.detach().cpu()))
+    return down, layer.scaling[MERGED] * up

@@ -34,7 +34,12 @@ Factors = tuple[Tensor, Tensor]  # (down (r, d_in), up (d_out, r))
 
 def as_double(factors: Factors) -> Factors:
     """The factors in float64, in which every solve is done."""
-    return factors[0].double(), factors[1].double()
+    return double(factors[0]), double(factors[1])
+
+
+def double(x: Tensor) -> Tensor:
+    """x in float64: where it is, or on the CPU if it is on an Apple GPU (MPS), which has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def dense(factors: Factors) -> Tensor:

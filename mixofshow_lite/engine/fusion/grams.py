@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...files.concept import bind
 from ...model import DiffusionModel
 from .. import lora
+from . import algebra
 
 CONTEXT_LINEAR = re.compile(r"attn2\.to_[kv]$")
 SHARED = (
@@ -102,7 +103,7 @@ class GramRecorder:
         if self.keep is not None:
             x = x[:, self.keep.to(x.device)]
         x = x.detach().flatten(0, -2).float()  # (rows, d_in)
-        gram = (x.T @ x).double()
+        gram = algebra.double(x.T @ x)
         self.sums[key] = self.sums[key] + gram if key in self.sums else gram
         self.rows[key] = self.rows.get(key, 0) + len(x)
 
