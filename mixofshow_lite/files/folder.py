@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import __version__
 from .concept import WORD, Concept, Factors, tensors_of
 from .fits import check_fits
+from .grid import grid
 from .keys import NETS, split
 from .lora_files import read_safetensors
 from .pictures import open_rgb
@@ -99,15 +100,8 @@ def edited_card(folder: Path) -> bytes | None:
 
 
 def strip(pictures: Image.Image | Sequence[Image.Image]) -> Image.Image:
-    """Pictures side by side, as high as the first; one picture is taken as it is."""
-    if isinstance(pictures, Image.Image):
-        return pictures
-    height = pictures[0].height
-    pictures = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
-    whole = Image.new("RGB", (sum(p.width for p in pictures), height))
-    for i, picture in enumerate(pictures):
-        whole.paste(picture, (sum(p.width for p in pictures[:i]), 0))
-    return whole
+    """Pictures side by side, as wide as the widest; one picture is taken as it is."""
+    return pictures if isinstance(pictures, Image.Image) else grid(list(pictures), gap=0)
 
 
 def card(concept: Concept, tensors: dict[str, Tensor], preview: bool) -> str:
