@@ -374,8 +374,8 @@ def test_small_pictures_are_shown_and_named(tmp_path):
     picture(tmp_path / "a.jpg", (200, 200))
     picture(tmp_path / "b.jpg", (40, 200))
     data = said(tmp_path)[0]
-    titles = [axis.get_title() for axis in data.show(128).axes[:2]]
-    assert titles == ["a.jpg\n200x200", "b.jpg\n40x200, too small"]
+    titles = [module.title_of(name, p, (128, 128)) for name, p in zip(data.files, data.pictures, strict=True)]
+    assert titles == ["a.jpg\n200x200", "b.jpg\n40x200, too small"] and data.show(128).width == 2 * SHOWN + GAP
     with pytest.raises(ValueError, match=r"Of 2 pictures b.jpg \(40x200\) is too small for a base of 128x128"):
         check_sizes(data, (128, 128))
     for size in (0, -5, "64", (1, 2, 3), (0, 5), 1.5):

@@ -208,6 +208,10 @@ def check(concept: Concept, base, beside: Sequence[Concept]) -> None:
     """See `Concept.check`."""
     if base is not None:
         check_fits(concept, base)
+    if concept.name in [other.name for other in beside]:
+        raise ValueError(
+            f'There is already a concept called {concept.name!r}: rename it with concept.renamed("{concept.name}2").'
+        )
     taken = dict.fromkeys(base.words if base is not None else (), "the base model")
     taken |= {word: repr(other.name) for other in beside for word in other.words}
     clash = next((word for word in concept.words if word in taken), None)
@@ -215,8 +219,4 @@ def check(concept: Concept, base, beside: Sequence[Concept]) -> None:
         raise ValueError(
             f"The word {clash} of {concept.name!r} is already used by {taken[clash]}: "
             f'give it other words with concept.renamed("{concept.name}2").'
-        )
-    if concept.name in [other.name for other in beside]:
-        raise ValueError(
-            f'There is already a concept called {concept.name!r}: rename it with concept.renamed("{concept.name}2").'
         )

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from mixofshow_lite.engine.layerwise import LayerAttention, cross_attention
@@ -120,7 +119,7 @@ def run(model: DiffusionModel, n: int, steps: int, repeats: int) -> dict:
 
     @torch.no_grad()
     def loop() -> torch.Tensor:
-        z = model._denoise(noise, context, negative, steps, model.guidance, None, tqdm(disable=True))
+        z = model.denoise(noise, context, negative, steps, model.guidance)
         return z.float().cpu()  # waits for the device
 
     def plain():
