@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..engine.allocator import keep_freed_memory
 from ..engine.evaluation import Scorer, load_scorer
 from ..files.concept import slug
 from ..files.grid import grid, named_rows, to_picture
@@ -66,6 +67,7 @@ def setup(base: str | None = None) -> Kit:
     plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "axes.spines.top": False, "axes.spines.right": False,
                          "axes.titlesize": 10, "font.size": 9, "figure.constrained_layout.use": True})  # fmt: skip
     small_figures()
+    keep_freed_memory()  # of this kernel; MIXOFSHOW_KEEP_MEMORY=0 leaves it alone
     model = load_base(base)
     size = model.size[0]
     own = model.base_id.startswith("pocket")

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from mixofshow_lite.engine.allocator import keep_freed_memory
 from mixofshow_lite.engine.layerwise import LayerAttention, cross_attention
 from mixofshow_lite.engine.regional import Region, regional_attention, split_heads
 from mixofshow_lite.model import DiffusionModel, load_base
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", default="data/results")
     args = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.float16 if cuda else torch.float32
     model = load_base("pocket", device, dtype) if args.shapes == "pocket" else random_sd15(device, dtype)
