@@ -26,12 +26,14 @@ from .engine.regional import side_by_side
 from .engine.resume import kept, tune_once
 from .files.concept import Concept
 from .files.data import ConceptData
+from .files.grid import grid
 from .files.resources import concepts_dir
 from .files.writing import atomic_file, check_target
 from .model import DiffusionModel, load_base
 
 PLACE = "on the beach"  # where both are drawn together
 COLUMNS = ("concept", "model", "image_alignment", "standard_deviation", "pictures")  # of the table
+SMALLEST, LARGEST = 128, 256  # pixels: width of a picture in the figure
 MODELS = ("alone", "weight fused", "gradient fused")
 
 
@@ -173,22 +175,14 @@ def write_table(scores: dict[str, dict[str, np.ndarray]], file: Path) -> None:
 
 def write_figure(pictures: dict[str, list[list[Image.Image]]], names: tuple[str, str], file: Path) -> None:
     """The labelled figure: a line per row of `pictures`, two blocks of pictures side by side."""
-    from matplotlib.figure import Figure
-
     n = max(len(block) for blocks in pictures.values() for block in blocks)
-    figure = Figure(figsize=(1.25 * (2 * n + 1.3), 1.38 * len(pictures) + 0.3), layout="constrained")
-    gaps = [1.0] * n + [0.12] + [1.0] * n
-    axes = figure.subplots(len(pictures), 2 * n + 1, width_ratios=gaps, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for line, (row, blocks) in zip(axes, pictures.items(), strict=True):
-        both = row.startswith("both")
-        titles = ("weight fused", "gradient fused") if both else names
-        for start, title, block in zip((0, n + 1), titles, blocks, strict=True):
-            for ax, picture in zip(line[start : start + n], block, strict=False):
-                ax.imshow(picture)
-            if row in ("references", "both, direct"):
-                line[start].set_title(title, loc="left", fontsize=10, fontweight="bold")
-        line[0].text(-0.12, 0.5, row, transform=line[0].transAxes, ha="right", va="center", fontsize=10)
+    rows, titles = {}, {}
+    for number, (row, (left, right)) in enumerate(pictures.items()):
+        rows[row] = [*left, *[None] * (n - len(left)), None, *right]  # a gap between the blocks
+        if row in ("references", "both, direct"):
+            a, b = names if row == "references" else MODELS[1:]
+            titles[number] = [a, *[""] * n, b]
+    widest = max(picture.width for row in rows.values() for picture in row if picture is not None)
+    side = min(max(widest, SMALLEST), LARGEST)
     with atomic_file(file) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        grid(rows, titles, side).save(temporary, "PNG")

@@ -271,11 +271,21 @@ class DiffusionModel:
             chunks = list(zip(noise.split(batch), context.split(batch), strict=True))
             with tqdm(total=steps * len(chunks), disable=not progress, desc="sampling", leave=False) as bar:
                 for z, c in chunks:
-                    pictures += self.decode(self._denoise(z, c, negative, steps, guidance, callback, bar), c)
+                    pictures += self.decode(self.denoise(z, c, negative, steps, guidance, callback, bar), c)
         return pictures
 
-    def _denoise(self, z, context, negative, steps, guidance, callback, bar) -> Tensor:
-        """The sampling loop: (B, C, h, w) noise -> latents."""
+    @torch.no_grad()
+    def denoise(
+        self,
+        z: Tensor,
+        context: Tensor,
+        negative: Tensor,
+        steps: int,
+        guidance: float,
+        callback: Callable[[dict], None] | None = None,
+        bar: tqdm | None = None,
+    ) -> Tensor:
+        """The sampling loop: noise (B, C, h, w), contexts (B, L, N, D) and (1, L, N, D) -> latents (B, C, h, w)."""
         scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config, algorithm_type="dpmsolver++")
         scheduler.set_timesteps(steps, device=self.device)
         z = z.to(self.device, self.dtype) * scheduler.init_noise_sigma
@@ -290,7 +300,8 @@ class DiffusionModel:
                 eps_negative, eps = self.unet(torch.cat([x, x]), t, context).sample.chunk(2)
                 eps = eps_negative + guidance * (eps - eps_negative)
             z = scheduler.step(eps, t, z).prev_sample
-            bar.update()
+            if bar is not None:
+                bar.update()
             if callback is not None:
                 callback({"step": step, "t": t.item(), "latents": z, "model": self})
         return z

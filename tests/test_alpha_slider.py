@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 
 from mixofshow_lite.course.widgets import AlphaSlider
-from mixofshow_lite.course.widgets.alpha_slider import GAP, LABEL, checked, render, strip
+from mixofshow_lite.course.widgets.alpha_slider import checked, render, strip
+from mixofshow_lite.files.grid import GAP, LINE
+
+LABEL = LINE + GAP  # pixels above the pictures
 
 
 def toy_frames(side=32):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -362,19 +361,6 @@ def test_import_is_light():
 def damaged(tiny_folder, tmp_path):
     """A copy of the tiny base's folder, to be damaged."""
     return shutil.copytree(tiny_folder, tmp_path / "copy")
-
-
-def test_freed_memory_is_kept_on_the_cpu_unless_the_environment_says_otherwise(monkeypatch, tiny_folder):
-    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    assert loading.keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
-    asked = []
-    monkeypatch.setattr(loading, "keep_freed_memory", lambda: asked.append(1))
-    loading.load(str(tiny_folder), "cpu", None)
-    assert asked
-    monkeypatch.undo()
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    assert not loading.keep_freed_memory()
 
 
 def test_missing_and_truncated_files(damaged):

@@ -6,11 +6,13 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mixofshow_lite import course
 from mixofshow_lite.course import exercises
 from mixofshow_lite.engine import attention
 from mixofshow_lite.engine.layerwise import cross_attention
+from mixofshow_lite.files.grid import GAP, grid
 
 matplotlib.use("Agg")
 
@@ -91,16 +93,16 @@ def test_every_exercise_is_tried_and_empty_ones_say_so():
         course.check("9.9", 1)
 
 
-def test_show_draws_a_labelled_grid(tiny_base):
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
+def test_show_draws_a_labelled_grid(tiny_base, monkeypatch):
+    display, shown = pytest.importorskip("IPython.display"), []
+    monkeypatch.setattr(display, "display", shown.append)
     pictures = tiny_base.sample("a cat", n=2, steps=1, progress=False)
-    course.show({"one": pictures, "two": [np.zeros((4, 4))]}, titles=["a", "b"])
-    figure = plt.gcf()
-    shown = [len(ax.images) for ax in figure.axes]
-    assert shown == [1, 1, 1, 0] and [ax.get_title() for ax in figure.axes[:2]] == ["a", "b"]
-    assert [ax.texts[0].get_text() for ax in figure.axes[::2]] == ["one", "two"]
+    course.show({"one": pictures, "two": [np.zeros((4, 4))]}, titles=["a", "b"], suptitle="cats")
+    course.show(pictures * 4, width=1.5)
+    course.show([Image.new("RGB", (512, 512))] * 4)
+    assert [picture.size for picture in shown[1:]] == [(8 * 144 + 7 * GAP, 144), (4 * 225 + 3 * GAP, 225)]
+    wanted = grid({"one": pictures, "two": [np.zeros((4, 4))]}, ["a", "b"], side=128, heading="cats")
+    np.testing.assert_array_equal(shown[0], wanted)  # small pictures are enlarged to 128 pixels
 
 
 def test_concepts_are_drawn_once_at_another_size(tmp_path, monkeypatch):

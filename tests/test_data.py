@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixofshow_lite.files.contact_sheet import contact_sheet
+from mixofshow_lite.files import contact_sheet as module
+from mixofshow_lite.files.contact_sheet import SHOWN, contact_sheet
 from mixofshow_lite.files.data import CAPTION, ConceptData, check_sizes, crop_box, fit
+from mixofshow_lite.files.grid import GAP, grid
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -160,25 +162,35 @@ def test_crops_are_centred_and_as_large_as_can_be():
     assert fit(wide, (128, 128)).size == (128, 128)  # whoever tunes is told before, by `check_sizes`
 
 
-def test_the_contact_sheet_shows_crop_caption_and_mask(pictures):
+def test_the_contact_sheet_shows_crop_caption_and_mask(pictures, monkeypatch):
     folder, rows = pictures
     Image.fromarray(np.repeat([[0], [255]], 20, axis=0).repeat(80, axis=1).astype(np.uint8)).save(folder / "0_mask.png")
-    data = ConceptData(folder)
-    figure = contact_sheet(data, 32)
-    whole, seen = figure.axes[:3], figure.axes[3:]
-    (frame,) = whole[0].patches
-    assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (20, 0, 40, 40)
-    assert [axis.get_title().split("\n")[0] for axis in whole] == data.files
-    assert [axis.get_title() for axis in seen] == [
+    data, asked = ConceptData(folder), []
+    monkeypatch.setattr(module, "grid", lambda *a, **k: asked.append((a, k)) or grid(*a, **k))
+    sheet = contact_sheet(data, 32)
+    ((whole, seen), titles), given = asked[0]
+    assert [title.split("\n")[0] for title in titles[0]] == data.files
+    assert list(given["captions"].values()) == [
         "photo 0 of <TOK>",
         "photo 1 of <TOK> (no mask)",
         "photo 2 of <TOK> (no mask)",
     ]
-    shown = seen[0].images[0].get_array()
-    assert shown.shape == (32, 32, 3)
+    frame = (np.asarray(whole[0]) == (220, 20, 60)).all(-1)  # crimson
+    y, x = np.nonzero(frame)
+    scale = SHOWN / 80
+    assert [x.min(), x.max() + 1, y.min(), y.max() + 1] == [round(20 * scale), round(60 * scale), 0, round(40 * scale)]
+    shown = np.asarray(seen[0])
+    assert shown.shape == (SHOWN, SHOWN, 3)
     assert shown[-1, 0].tolist() == list(RED) and shown[0, 0].tolist() == [255, 191, 191]  # a quarter of red outside
-    assert data.show().axes[0].patches[0].get_width() == 40
-    figure.savefig(folder / "sheet.png", dpi=40)
+    assert sheet.width == 3 * SHOWN + 2 * GAP and data.show().width == sheet.width
+
+
+@pytest.mark.parametrize("side", [(32, 4000), (4000, 32)])
+def test_the_contact_sheet_bounds_what_is_long_and_thin(tmp_path, side):
+    Image.new("RGB", side, RED).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_text("<TOK>")
+    sheet = contact_sheet(ConceptData(tmp_path), side[::-1])
+    assert sheet.width == SHOWN and sheet.height < 5 * SHOWN
 
 
 def picture(file, size=(64, 64), **options):
@@ -362,8 +374,8 @@ def test_small_pictures_are_shown_and_named(tmp_path):
     picture(tmp_path / "a.jpg", (200, 200))
     picture(tmp_path / "b.jpg", (40, 200))
     data = said(tmp_path)[0]
-    titles = [axis.get_title() for axis in data.show(128).axes[:2]]
-    assert titles == ["a.jpg\n200x200", "b.jpg\n40x200, too small"]
+    titles = [module.title_of(name, p, (128, 128)) for name, p in zip(data.files, data.pictures, strict=True)]
+    assert titles == ["a.jpg\n200x200", "b.jpg\n40x200, too small"] and data.show(128).width == 2 * SHOWN + GAP
     with pytest.raises(ValueError, match=r"Of 2 pictures b.jpg \(40x200\) is too small for a base of 128x128"):
         check_sizes(data, (128, 128))
     for size in (0, -5, "64", (1, 2, 3), (0, 5), 1.5):

@@ -15,6 +15,7 @@ import argparse
 import sys
 
 from .. import __version__
+from ..engine.allocator import keep_freed_memory
 from ..threads import wait_passively
 from . import concepts, fusing, pictures, shows
 from .speak import any_encoding, complain, plain_warnings, sentence
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(args: argparse.Namespace) -> None:
     """The slow half of a command, after its arguments are checked."""
+    keep_freed_memory()
     args.run(args)
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..engine.allocator import SWITCH, keep_freed_memory
 from . import options
 from .speak import next_command
 
@@ -90,6 +91,9 @@ def run_doctor(args: argparse.Namespace) -> None:
 
     gpu = torch.cuda.is_available()
     print(f"device           {torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} threads'}")
+    if not gpu:
+        kept = f"kept for the next layer ({SWITCH}=0 hands it back)" if keep_freed_memory() else "handed back at once"
+        print(f"freed memory     {kept}")
     print(f"free disk        {shutil.disk_usage('.').free / 2**30:.1f} GiB")
     start = time.perf_counter()
     base = options.load(args)

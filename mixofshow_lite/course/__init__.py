@@ -22,15 +22,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
+from ..engine.allocator import keep_freed_memory
 from ..engine.evaluation import Scorer, load_scorer
 from ..files.concept import slug
+from ..files.grid import grid, named_rows, to_picture
 from ..files.resources import concepts_dir, data_dir
 from ..model import DiffusionModel, load_base
 from . import exercises
+
+PAGE, SMALLEST, INCH = 900, 128, 96  # pixels: width of a notebook's page, of a picture at least, of an inch
 
 
 @dataclass
@@ -68,6 +71,7 @@ def setup(base: str | None = None) -> Kit:
     plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "axes.spines.top": False, "axes.spines.right": False,
                          "axes.titlesize": 10, "font.size": 9, "figure.constrained_layout.use": True})  # fmt: skip
     small_figures()
+    keep_freed_memory()  # of this kernel; MIXOFSHOW_KEEP_MEMORY=0 leaves it alone
     model = load_base(base)
     size = model.size[0]
     own = model.base_id.startswith("pocket")
@@ -106,31 +110,26 @@ def concepts_at(size: int) -> Path:
 
 
 def show(
-    rows: Sequence | Mapping[str, Sequence], titles: Sequence[str] = (), width: float = 1.35, suptitle: str = ""
+    rows: Sequence | Mapping[str, Sequence],
+    titles: Sequence[str] = (),
+    width: float | None = None,
+    suptitle: str = "",
 ) -> None:
-    """Show pictures as a labelled grid: a list is one row, a dict has one row per label, `titles` head the columns.
+    """Show pictures as a labelled grid (`files.pictures.grid`): a list is one row, a dict has one row per label.
 
-    Pictures are PIL pictures, arrays or tensors (h, w) or (h, w, 3); arrays of one channel are drawn as heat maps.
-    `width` is that of a picture in inches.
+    Pictures have their own size, at least 128 pixels and at most what fits on the page; `width` is that of a picture in
+    inches.
     """
-    import matplotlib.pyplot as plt
+    from IPython.display import display
 
-    table = dict(rows) if isinstance(rows, Mapping) else {"": list(rows)}
-    columns = max(len(row) for row in table.values())
-    margin = 0.075 * max(len(label) for label in table)
-    size = width * columns + margin, (width + 0.05) * len(table) + 0.25 * bool(titles)
-    figure, axes = plt.subplots(len(table), columns, squeeze=False, figsize=size)
-    for line, (label, row) in zip(axes, table.items(), strict=True):
-        for ax in line:
-            ax.set_axis_off()
-        for ax, picture in zip(line, row, strict=False):
-            ax.imshow(picture if isinstance(picture, Image.Image) else np.asarray(picture), interpolation="nearest")
-        line[0].text(-0.08, 0.5, label, transform=line[0].transAxes, ha="right", va="center")
-    for ax, title in zip(axes[0], titles, strict=False):
-        ax.set_title(title)
-    if suptitle:
-        figure.suptitle(suptitle)
-    plt.show()
+    display(grid(rows, titles, side_of(rows) if width is None else round(INCH * width), heading=suptitle))
+
+
+def side_of(rows: Sequence | Mapping[str, Sequence]) -> int:
+    """The width of a picture in pixels that a row of a grid has on the page."""
+    _, table = named_rows(rows)
+    widest = max((to_picture(cell).width for row in table for cell in row if cell is not None), default=0)
+    return min(max(widest, SMALLEST), PAGE // max(map(len, table)))
 
 
 def show_source(*things: Callable) -> None:

@@ -13,9 +13,9 @@ from .finite import is_finite
 class Checkpoint:
     """The state of an interrupted run in one file, written every few steps; the path None keeps nothing.
 
-    `key` names the run: a checkpoint of another one is not taken up. `parts` are schedule, scaler (or None) and
-    generator. The trained tensors live in the optimizer's groups, so that is where they are read and written. Of
-    several processes all read it, and the one with `keep` writes it.
+    `key` names the run: a checkpoint of another one is not taken up. `parts` are schedule, scaler and generator. The
+    trained tensors live in the optimizer's groups, so that is where they are read and written. Of several processes
+    all read it, and the one with `keep` writes it.
     """
 
     every = 50  # steps between two writes
@@ -51,8 +51,7 @@ class Checkpoint:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.parts["generator"].set_state(saved["generator"])
         for name in ("schedule", "scaler"):
-            if self.parts[name] is not None:
-                self.parts[name].load_state_dict(saved[name])
+            self.parts[name].load_state_dict(saved.get(name, {}))  # files of old have no scaler where none was needed
         for tensor, value in pairs:
             tensor.data.copy_(value)
         self.step = saved["step"]
@@ -71,7 +70,7 @@ class Checkpoint:
             return
         saved = {"key": self.key, "step": step, "tensors": [tensor.detach().cpu() for tensor in self._tensors()]}
         saved |= {"optimizer": self.optimizer.state_dict(), "generator": self.parts["generator"].get_state()}
-        saved |= {n: self.parts[n].state_dict() for n in ("schedule", "scaler") if self.parts[n] is not None}
+        saved |= {n: self.parts[n].state_dict() for n in ("schedule", "scaler")}
         with atomic_file(self.path) as temporary:
             torch.save(saved, temporary)
 

@@ -207,7 +207,7 @@ def encode_shared(text_encoder: nn.Module, bound: Bound, table: Tensor | None, c
     places, owner, ids, slots, layers = (
         x.to(device) for x in (tree.places, tree.owner, tree.ids, tree.slots, tree.layers)
     )
-    before = text_encoder.config._attn_implementation
+    before = text_encoder.config._attn_implementation  # there is no public way to read what the next line sets
     text_encoder.set_attn_implementation(BEGINNINGS)
     alone = torch.stack([tree.ids, tree.slots, tree.layers, tree.owner % N])  # (4, rows) all that layer 0 sees of a row
     try:

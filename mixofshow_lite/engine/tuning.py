@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -32,7 +31,7 @@ from .attention_loss import outside_attention, watched
 from .checkpoint import Checkpoint, prior_file
 from .fusion.grams import CONTEXT_LINEAR
 from .layerwise import BEGINNINGS
-from .parallel import accelerator_for, add_up, shares
+from .parallel import Precision, add_up, processes_for, shares
 from .recipes import RECIPES, SD15, Recipe, recipe_for
 from .views import add_prior, prepare
 from .wording import Reader, density_loss, init_rows, quicken, spread
@@ -76,8 +75,8 @@ def tune(
     check(recipe, words, class_word, base, steps)
     phrase = " ".join((*words, class_word) if recipe.class_after else words)
     steps = steps or recipe.steps or math.ceil(500 * len(data) / recipe.batch)
-    accelerator = accelerator_for(base, mixed_precision)
-    first = accelerator.is_main_process  # of several processes: the one that writes, reports and calls back
+    precision, processes = Precision(base, mixed_precision), processes_for(base)
+    first = processes.is_main_process  # of several processes: the one that writes, reports and calls back
     checkpoint = checkpoint and Path(checkpoint)
 
     model = base.copy()
@@ -94,12 +93,12 @@ def tune(
     regularised = recipe.attention > 0 and views.masked
 
     generator = torch.Generator().manual_seed(seed)
-    optimizer = accelerator.prepare(make_optimizer(model, rows, recipe))
+    optimizer = make_optimizer(model, rows, recipe)
     tuned = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-    schedule = make_schedule(optimizer.optimizer, recipe, steps)
-    watch = LossWatch(base, model, rows, f"Tuning {name!r}", patience=10 if accelerator.scaler else 0)
+    schedule = make_schedule(optimizer, recipe, steps)
+    watch = LossWatch(base, model, rows, f"Tuning {name!r}", patience=10 if precision.scaler else 0)
     key = f"{asdict(recipe)} {phrase} {seed} {steps} {base.fingerprint} {data.digest()}"
-    parts = {"schedule": schedule, "scaler": accelerator.scaler, "generator": generator}
+    parts = {"schedule": schedule, "scaler": precision.scaler, "generator": generator}
     state = Checkpoint(checkpoint, key, optimizer, keep=first, **parts)
 
     def concept() -> Concept:
@@ -112,26 +111,25 @@ def tune(
             latents = views.latents_of(pick, generator)  # (b, C, h, w)
             drop_context(model, recipe.drop_context, generator)
             loss = torch.zeros((), device=base.device)
-            for part in shares(len(pick), accumulate, accelerator):
+            for part in shares(len(pick), accumulate, processes):
                 some = pick[part]
                 with watched(model.unet, reader.finder(some)) if regularised else nullcontext([]) as maps:
-                    with accelerator.autocast():
+                    with precision.autocast():
                         drawn = (latents[part], reader(some), noise[part], t[part], views.counted[some])
                         losses = denoising_loss(model, *drawn, each=True)
                         if regularised:
                             penalty = outside_attention(maps, views.inside[some], recipe.full_identity)
                             losses = losses + recipe.attention * penalty
                         of_part = (weight[part] * losses).sum()
-                    accelerator.backward(of_part)
+                    precision.backward(of_part)
                 loss += of_part.detach()
             if recipe.density > 0 and first:  # once a step, whatever parts it is worked in
-                loss += backward_density(accelerator, base, rows, recipe)
-            loss = watch(step, add_up(accelerator, tuned, loss))
+                loss += backward_density(precision, base, rows, recipe)
+            loss = watch(step, add_up(processes, tuned, loss))
             norm = torch.cat(list(rows.values())).norm(dim=1).mean().item()
             if norm >= limit:
                 freeze(rows)
-            optimizer.step()
-            optimizer.zero_grad()
+            precision.step(optimizer)
             schedule.step()
             state.save(step + 1, last=step + 1 == steps)
             bar.update()
@@ -250,11 +248,11 @@ def picture_weights(recipe: Recipe) -> Tensor:
     return torch.tensor([1.0] * recipe.batch + [recipe.prior_weight] * beside) / recipe.batch
 
 
-def backward_density(accelerator: Accelerator, base: DiffusionModel, rows: dict[str, Tensor], recipe: Recipe) -> Tensor:
+def backward_density(precision: Precision, base: DiffusionModel, rows: dict[str, Tensor], recipe: Recipe) -> Tensor:
     """Add the gradient of what the words alone cost, their density among the base's own; returns the loss, ()."""
     table = base.text_encoder.get_input_embeddings().weight.float()  # (V, D)
     loss = recipe.density * density_loss(torch.cat(list(rows.values())), table, recipe.bandwidth)
-    accelerator.backward(loss)
+    precision.backward(loss)
     return loss.detach()
 
 

@@ -23,6 +23,7 @@ contact_sheet  all pictures of a client at one glance
 keys        which tensor of a LoRA file belongs to which layer, for every dialect at once
 official    the official implementation's .pth
 lora_files  LoRA files: read and write
+grid        pictures in a labelled grid
 writing     a file or a folder is written whole or not at all
 resources   where the shipped models and concepts are
 """

@@ -1,36 +1,31 @@
 """A client's pictures at one glance, before they are tuned on (paper 3.2): what tuning will see of each."""
 
-import textwrap
-
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from .data import ConceptData, crop_box, fit, too_small
+from .grid import grid, resized
 
-SHOWN = 400  # pixels on the long side of a picture on the sheet
+SHOWN = 224  # pixels: width of a picture on the sheet
 
 
-def contact_sheet(data: ConceptData, size: int | tuple[int, int] | None = None, columns: int = 4):
-    """Every picture with its crop, caption and mask as a matplotlib Figure; a pure function of its arguments.
+def contact_sheet(data: ConceptData, size: int | tuple[int, int] | None = None, columns: int = 4) -> Image.Image:
+    """Every picture with its crop, caption and mask as one PIL picture; a pure function of its arguments.
 
     Above, the whole picture with a frame around what tuning sees; below, that crop, dimmed outside the mask. `size` is
     an int or (height, width) in pixels; None: a square of the smallest picture's side. Pictures that are too small for
     it are shown as well, and say so. Raises ValueError on a size that is none.
     """
-    from matplotlib.figure import Figure
-
     size = sides(data, size)
-    columns = min(columns, len(data))
-    rows = -(-len(data) // columns)
-    figure = Figure(figsize=(2.2 * columns, 5.0 * rows), layout="constrained")
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for i in range(len(data)):
-        row, column = 2 * (i // columns), i % columns
-        draw_whole(axes[row, column], data.files[i], data.pictures[i], size)
-        draw_crop(axes[row + 1, column], data.captions[i], data.pictures[i], data.masks[i], size)
-    return figure
+    rows, titles, captions = [], {}, {}
+    for start in range(0, len(data), columns):
+        here = range(start, min(start + columns, len(data)))
+        titles[len(rows)] = [title_of(data.files[i], data.pictures[i], size) for i in here]
+        for j, i in enumerate(here):
+            captions[len(rows) + 1, j] = data.captions[i] if data.masks[i] else f"{data.captions[i]} (no mask)"
+        rows.append([whole(data.pictures[i], size) for i in here])
+        rows.append([crop(data.pictures[i], data.masks[i], size) for i in here])
+    return grid(rows, titles, side=SHOWN, captions=captions)
 
 
 def sides(data: ConceptData, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -44,30 +39,45 @@ def sides(data: ConceptData, size: int | tuple[int, int] | None) -> tuple[int, i
     return tuple(given)
 
 
-def draw_whole(axis, name: str, picture: Image.Image, size: tuple[int, int]) -> None:
-    """The whole picture, in its own coordinates, with a frame around the crop."""
-    from matplotlib.patches import Rectangle
-
-    left, top, right, bottom = crop_box(picture, size)
-    small = picture.copy()
-    small.thumbnail((SHOWN, SHOWN))
-    axis.imshow(np.asarray(small), extent=(0, picture.width, picture.height, 0))
-    axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="crimson", lw=2))
+def title_of(name: str, picture: Image.Image, size: tuple[int, int]) -> str:
+    """The file's name and the picture's size, and whether that is too small to tune on."""
     note = ", too small" if too_small(picture, size) else ""
-    axis.set_title(f"{name}\n{picture.width}x{picture.height}{note}", fontsize=8, color="crimson" if note else "black")
+    return f"{name}\n{picture.width}x{picture.height}{note}"
 
 
-def draw_crop(axis, caption: str, picture: Image.Image, mask: Image.Image | None, size: tuple[int, int]) -> None:
-    """What tuning sees, dimmed where the mask is black."""
-    by = min(1.0, SHOWN / max(size))
-    shown = tuple(max(1, round(side * by)) for side in size)
-    axis.imshow(dimmed(fit(picture, shown), mask and fit(mask, shown)))
-    axis.set_title(textwrap.fill(caption if mask else f"{caption} (no mask)", 32), fontsize=8)
+def whole(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The whole picture as it is on the sheet, with a frame around the crop."""
+    drawn = resized(picture, width_of(picture.size)).copy()
+    scale = drawn.width / picture.width
+    left, top, right, bottom = (round(edge * scale) for edge in crop_box(picture, size))
+    box = left, top, max(right - 1, left), max(bottom - 1, top)
+    ImageDraw.Draw(drawn).rectangle(box, outline="crimson", width=3)
+    return on_paper(drawn)
 
 
-def dimmed(picture: Image.Image, mask: Image.Image | None) -> np.ndarray:
-    """(H, W, 3) bytes of a picture, at a quarter of its contrast outside the mask."""
+def crop(picture: Image.Image, mask: Image.Image | None, size: tuple[int, int]) -> Image.Image:
+    """What tuning sees, as it is on the sheet, dimmed where the mask is black."""
+    width = width_of(size[::-1])
+    shown = max(1, round(size[0] * width / size[1])), width
+    return on_paper(dimmed(fit(picture, shown), mask and fit(mask, shown)))
+
+
+def width_of(size: tuple[int, int]) -> int:
+    """How wide a picture of (width, height) pixels is on the sheet: SHOWN, less if it would be too high."""
+    return max(1, round(min(SHOWN, 2 * SHOWN * size[0] / size[1])))
+
+
+def on_paper(picture: Image.Image) -> Image.Image:
+    """The picture in the middle of white paper that is SHOWN pixels wide."""
+    paper = Image.new("RGB", (SHOWN, picture.height), "white")
+    paper.paste(picture, ((SHOWN - picture.width) // 2, 0))
+    return paper
+
+
+def dimmed(picture: Image.Image, mask: Image.Image | None) -> Image.Image:
+    """The picture at a quarter of its contrast outside the mask."""
     if mask is None:
-        return np.asarray(picture)
+        return picture
     inside = 0.25 + 0.75 * np.asarray(mask, dtype=np.float32)[..., None] / 255  # (H, W, 1)
-    return (255 - (255 - np.asarray(picture, dtype=np.float32)) * inside).round().astype(np.uint8)
+    pale = 255 - (255 - np.asarray(picture, dtype=np.float32)) * inside
+    return Image.fromarray(pale.round().astype(np.uint8))

@@ -80,7 +80,7 @@ class ConceptData:
         return digest.hexdigest()[:16]
 
     def show(self, size: int | tuple[int, int] | None = None):
-        """Every picture with its crop, caption and mask, as a matplotlib Figure: look at it before tuning.
+        """Every picture with its crop, caption and mask, as one PIL picture: look at it before tuning.
 
         `size` is what tuning will cut out, an int or (height, width) in pixels, e.g. `base.size`; None: a square.
         """

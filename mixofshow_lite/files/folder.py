@@ -22,6 +22,7 @@ from .. import __version__
 from ..engine.finite import first_not_finite
 from .concept import WORD, Concept, Factors, tensors_of
 from .fits import check_finite, check_fits
+from .grid import grid
 from .keys import NETS, split
 from .lora_files import read_safetensors
 from .pictures import open_rgb
@@ -110,15 +111,8 @@ def storable(concept: Concept, tensors: dict[str, Tensor], dtype: torch.dtype) -
 
 
 def strip(pictures: Image.Image | Sequence[Image.Image]) -> Image.Image:
-    """Pictures side by side, as high as the first; one picture is taken as it is."""
-    if isinstance(pictures, Image.Image):
-        return pictures
-    height = pictures[0].height
-    pictures = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
-    whole = Image.new("RGB", (sum(p.width for p in pictures), height))
-    for i, picture in enumerate(pictures):
-        whole.paste(picture, (sum(p.width for p in pictures[:i]), 0))
-    return whole
+    """Pictures side by side, as wide as the widest; one picture is taken as it is."""
+    return pictures if isinstance(pictures, Image.Image) else grid(list(pictures), gap=0)
 
 
 def card(concept: Concept, tensors: dict[str, Tensor], preview: bool) -> str:
@@ -226,6 +220,10 @@ def check(concept: Concept, base, beside: Sequence[Concept]) -> None:
     """See `Concept.check`."""
     if base is not None:
         check_fits(concept, base)
+    if concept.name in [other.name for other in beside]:
+        raise ValueError(
+            f'There is already a concept called {concept.name!r}: rename it with concept.renamed("{concept.name}2").'
+        )
     taken = dict.fromkeys(base.words if base is not None else (), "the base model")
     taken |= {word: repr(other.name) for other in beside for word in other.words}
     clash = next((word for word in concept.words if word in taken), None)
@@ -233,8 +231,4 @@ def check(concept: Concept, base, beside: Sequence[Concept]) -> None:
         raise ValueError(
             f"The word {clash} of {concept.name!r} is already used by {taken[clash]}: "
             f'give it other words with concept.renamed("{concept.name}2").'
-        )
-    if concept.name in [other.name for other in beside]:
-        raise ValueError(
-            f'There is already a concept called {concept.name!r}: rename it with concept.renamed("{concept.name}2").'
         )

@@ -10,12 +10,10 @@ A folder may hold, beside diffusers' own files:
 """
 
 import copy
-import ctypes
 import hashlib
 import json
 import math
 import os
-import platform
 import warnings
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -49,8 +47,6 @@ def load(name: str, device: str | torch.device | None, dtype: torch.dtype | None
     """See `base.load_base`."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     usual = torch.float16 if device.type == "cuda" else torch.float32
-    if device.type == "cpu":
-        keep_freed_memory()
     folder, default_id = find(name, dtype or usual)
     check_architecture(folder)
     verify(folder)
@@ -75,20 +71,6 @@ def load(name: str, device: str | torch.device | None, dtype: torch.dtype | None
     model.words.update(read_words(folder, model))
     model.names.update(named_together(model.words, about.get("concepts")))
     return model
-
-
-def keep_freed_memory() -> bool:
-    """Ask glibc, Linux's allocator, to keep up to 256 MB that a layer frees for the next one; true where it will.
-
-    By default it hands most of it back to the system at once and takes it again page by page, which can cost a small
-    model a tenth of its time. Blocks of 32 MB and more are handed back as ever. An environment that sets
-    MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_THRESHOLD_ has its way.
-    """
-    if platform.libc_ver()[0] != "glibc" or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
-        return False
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_THRESHOLD, 2**25) and mallopt(M_TRIM_THRESHOLD, 2**28))
 
 
 def find(name: str, dtype: torch.dtype) -> tuple[Path, str]:

@@ -7,6 +7,7 @@ the tuned look-alikes to data/tuned, for the notebooks.
 import argparse
 from pathlib import Path
 
+from ..engine.allocator import keep_freed_memory
 from ..files.data import ConceptData
 from ..files.resources import concepts_dir
 from ..model import load_base
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of `all` and `sweep`: stop then, go on the next time")
     parser.add_argument("--recipe", default="ed_lora", help="of `sweep`")
     args = parser.parse_args()
+    keep_freed_memory()
     data = {p.parent.name: ConceptData(p.parent) for p in sorted(concepts_dir().glob("*/metadata.jsonl"))}
     if args.measure == "ship":
         return print(*everything.ship(load_base(args.base), args.work), sep="\n")

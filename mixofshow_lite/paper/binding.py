@@ -29,7 +29,6 @@ A row is one picture, its numbers the means over its subjects. What the reader c
 tell on sampled ones: compare with the rows `drawn`, not with 1.
 """
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -43,6 +42,7 @@ from ..engine.fusion import gradient_fusion
 from ..engine.fusion.settings import default_ridge
 from ..engine.spatial import load_adapter
 from ..files.data import ConceptData
+from ..files.grid import grid
 from ..model import DiffusionModel
 from ..pocket import conditions, world
 from ..pocket.captions import article, full_name
@@ -263,31 +263,22 @@ def score(row: Mapping) -> float:
 
 
 def gallery(rows: Sequence[dict], pictures: Mapping, ways: Sequence[str], each: int = 1):
-    """The failures: a row per way, a column per prompt and seed, under each picture what was read -> Figure.
+    """The failures: a row per way, a column per prompt and seed, under each picture what was read.
 
     Columns are the `each` worst of every way but the drawn one: no way shows its successes only. Green: all read right.
     """
-    from matplotlib.figure import Figure
-
     columns: dict = {}
     for way in ways:
         own = sorted((r for r in rows if r["way"] == way != "drawn"), key=score)
         fresh = [(r["concept"], r["seed"]) for r in own if (r["concept"], r["seed"]) not in columns]
         columns |= dict.fromkeys(fresh[:each], way)
     found = {(r["concept"], r["seed"], r["way"]): r for r in rows}
-    figure = Figure(figsize=(1.3 * len(columns) + 0.5, 1.5 * len(ways) + 0.7), layout="constrained")
-    axes = figure.subplots(len(ways), len(columns), squeeze=False)
-    for line, way in zip(axes, ways, strict=True):
-        for ax, (cast, seed) in zip(line, columns, strict=True):
+    shown, captions, frames = {}, {}, {}
+    for i, way in enumerate(ways):
+        shown[way] = [pictures[cast, way, seed][0] for cast, seed in columns]
+        for j, (cast, seed) in enumerate(columns):
             row = found[cast, seed, way]
-            ax.imshow(pictures[cast, way, seed][0])
-            ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(row["seen"].replace(" | ", "\n" if row["subjects"] > 2 else " | "), fontsize=5.5, labelpad=2)
-            good = score(row) == 1
-            for spine in ax.spines.values():
-                spine.set(color="#1f8059" if good else "#cf3644", linewidth=1.5)
-        line[0].set_ylabel(way, fontsize=8)
-    for ax, ((cast, seed), way) in zip(axes[0], columns.items(), strict=True):
-        prompt = found[cast, seed, way]["prompt"]
-        ax.set_title(textwrap.fill(prompt, 27), fontsize=5)
-    return figure
+            captions[i, j] = row["seen"].replace(" | ", "\n")
+            frames[i, j] = "#1f8059" if score(row) == 1 else "#cf3644"
+    prompts = [found[cast, seed, way]["prompt"] for (cast, seed), way in columns.items()]
+    return grid(shown, prompts, captions=captions, frames=frames)

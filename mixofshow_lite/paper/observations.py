@@ -21,6 +21,7 @@ from ..engine.recipes import FREEZE_NORM, RECIPES, Recipe
 from ..engine.wording import spread
 from ..files.concept import Concept
 from ..files.data import ConceptData
+from ..files.grid import grid
 from ..model import DiffusionModel
 from .study import Difference, Study, difference, tuned
 
@@ -30,6 +31,7 @@ LOOK_ALIKES = ("bibi", "momo", "kiki")
 GROUPS: dict[str, tuple[str, ...]] = {"rabbits": LOOK_ALIKES, "robots": ("rusty", "volt", "pixel")}
 ALPHAS = (0.0, 0.35, 0.7, 1.0)
 PROMPT = "photo of a {}"
+PAIR = 192  # pixels: width of two pictures in a figure
 FREEZE_NORMS = (3.25, FREEZE_NORM, math.inf)  # 1.5 times as long as the model's own words, 1.9 times, no limit
 
 
@@ -285,16 +287,6 @@ def about(base: DiffusionModel, **more) -> dict:
 
 
 def grid_figure(pictures: Mapping[tuple[str, str], list[Image.Image]], names: Sequence[str], columns: Sequence[str]):
-    """One row per concept, one column per setting; each cell shows two pictures side by side -> matplotlib Figure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.75 * len(columns) + 0.8, 0.98 * len(names) + 0.4), layout="constrained")
-    axes = figure.subplots(len(names), len(columns), squeeze=False)
-    for line, name in zip(axes, names, strict=True):
-        for ax, column in zip(line, columns, strict=True):
-            ax.set_axis_off()
-            ax.imshow(np.concatenate([np.asarray(p) for p in pictures[name, column][:2]], axis=1))
-        line[0].text(-0.05, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
-    for ax, column in zip(axes[0], columns, strict=True):
-        ax.set_title(column, fontsize=9)
-    return figure
+    """One row per concept, one column per setting; each cell shows two pictures side by side."""
+    rows = {name: [grid(pictures[name, column][:2], gap=0) for column in columns] for name in names}
+    return grid(rows, columns, side=PAIR)

@@ -46,7 +46,7 @@ class Study:
     rows: list[dict]  # one measurement each
     verdicts: dict[str, bool] = field(default_factory=dict)  # claim in words -> does it show here?
     differences: dict[str, Difference] = field(default_factory=dict)  # claim in words -> the number behind it
-    figure: object = None  # matplotlib Figure
+    figure: object = None  # a PIL picture or a matplotlib Figure
     pictures: dict = field(default_factory=dict)  # what the figure shows, label -> list of PIL pictures
     about: dict = field(default_factory=dict)  # base, fingerprint, recipes, seeds: what makes it again
 
@@ -80,10 +80,8 @@ class Study:
             writer.writeheader()
             writer.writerows({k: short(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
         if self.figure is not None:
-            drawn = io.BytesIO()
-            self.figure.savefig(drawn, dpi=95)
-            with Image.open(drawn) as picture, atomic_file(figure) as temporary:  # a quarter of a PNG's size
-                picture.convert("RGB").save(temporary, "WEBP", quality=55, method=6)
+            with atomic_file(figure) as temporary:  # a quarter of a PNG's size
+                to_image(self.figure).save(temporary, "WEBP", quality=55, method=6)
         claims = {w: {"shown": self.verdicts[w], **vars(d)} for w, d in self.differences.items()}
         text = json.dumps({"name": self.name, "claims": claims, "about": self.about}, indent=2)
         write_text(note, text + "\n")  # last: with it the result is there
@@ -113,6 +111,16 @@ class Study:
             with Image.open(folder / f"{name}.webp") as picture:
                 study.figure = picture.convert("RGB")
         return study
+
+
+def to_image(figure) -> Image.Image:
+    """A PIL picture as it is, a matplotlib Figure drawn."""
+    if isinstance(figure, Image.Image):
+        return figure.convert("RGB")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=95)
+    with Image.open(drawn) as picture:
+        return picture.convert("RGB")
 
 
 def short(value: float) -> str:

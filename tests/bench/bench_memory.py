@@ -64,14 +64,14 @@ class Kept:
     """Counts what autograd keeps while it is on: bytes of distinct storages, model weights left out."""
 
     def __init__(self, *networks: nn.Module):
-        self.weights = {w.untyped_storage()._cdata for net in networks for w in net.parameters()}
-        self.sizes: dict[int, int] = {}
+        self.weights = {w.untyped_storage() for net in networks for w in net.parameters()}
+        self.sizes: dict[torch.UntypedStorage, int] = {}
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.weights:
-            self.sizes[storage._cdata] = storage.nbytes()
-        return tensor  # kept by the graph, so that no other storage takes its address
+        if storage not in self.weights:
+            self.sizes[storage] = storage.nbytes()
+        return tensor
 
     def __enter__(self) -> "Kept":
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from mixofshow_lite.engine.allocator import keep_freed_memory
 from mixofshow_lite.engine.layerwise import LayerAttention, cross_attention
 from mixofshow_lite.engine.regional import Region, regional_attention, split_heads
 from mixofshow_lite.model import DiffusionModel, load_base
@@ -120,7 +120,7 @@ def run(model: DiffusionModel, n: int, steps: int, repeats: int) -> dict:
 
     @torch.no_grad()
     def loop() -> torch.Tensor:
-        z = model._denoise(noise, context, negative, steps, model.guidance, None, tqdm(disable=True))
+        z = model.denoise(noise, context, negative, steps, model.guidance)
         return z.float().cpu()  # waits for the device
 
     def plain():
@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", default="data/results")
     args = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.float16 if cuda else torch.float32
     model = load_base("pocket", device, dtype) if args.shapes == "pocket" else random_sd15(device, dtype)

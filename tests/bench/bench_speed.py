@@ -29,6 +29,7 @@ from bench_regions import random_sd15
 from peft.tuners.lora import Linear
 
 from mixofshow_lite.engine import layerwise, lora
+from mixofshow_lite.engine.allocator import keep_freed_memory
 from mixofshow_lite.engine.recipes import Recipe
 from mixofshow_lite.engine.regional import Region
 from mixofshow_lite.engine.tuning import recipe_for, tune
@@ -238,6 +239,7 @@ def save(result: dict, folder: Path) -> Path:
 
 
 def main() -> None:
+    keep_freed_memory()  # as the command line does
     result = run(*sys.argv[1:])
     for kind in ("seconds", "ratios"):
         for name, value in result[kind].items():

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ...files.grid import INK, PAPER, grid
 from .panel import Panel
 from .sampling import to_bytes
 
 Frames = Mapping[float, Mapping[str, Image.Image]]  # alpha -> label -> picture
-INK, FAINT, MARK, PAPER = (30, 32, 36), (205, 208, 214), (196, 48, 64), (255, 255, 255)
-GAP, LABEL, DIAL, EDGE = 4, 18, 34, 14  # pixels: between pictures, above them, below them, beside the dial
+FAINT, MARK = (205, 208, 214), (196, 48, 64)
+DIAL, EDGE = 34, 14  # pixels: below the pictures, beside the dial
 
 
 def render(frames: Frames, alpha: float) -> Image.Image:
@@ -30,7 +31,7 @@ def render(frames: Frames, alpha: float) -> Image.Image:
     if not math.isfinite(alpha):
         raise ValueError(f"alpha={alpha} is no LoRA weight: give a number, 0 for the words alone, 1 for the concept.")
     alpha = nearest(frames, alpha)
-    row = labelled(frames[alpha])
+    row = grid(list(frames[alpha].values()), titles=list(frames[alpha]))
     whole = Image.new("RGB", (row.width, row.height + DIAL), PAPER)
     whole.paste(row)
     draw, font = ImageDraw.Draw(whole), ImageFont.load_default(size=11)
@@ -56,32 +57,8 @@ def nearest(frames: Frames, alpha: float) -> float:
 def strip(frames: Frames) -> Image.Image:
     """Every alpha's pictures in a row of their own, the alpha written before it."""
     frames = checked(frames)
-    margin, font = 40, ImageFont.load_default(size=11)
-    rows = [labelled(pictures, titles=i == 0) for i, pictures in enumerate(frames.values())]
-    height = sum(row.height for row in rows) + GAP * (len(rows) - 1)
-    whole = Image.new("RGB", (margin + max(row.width for row in rows), height), PAPER)
-    draw, top = ImageDraw.Draw(whole), 0
-    for i, (alpha, row) in enumerate(zip(frames, rows, strict=True)):
-        whole.paste(row, (margin, top))
-        middle = top + (row.height + (0 if i else LABEL)) / 2
-        draw.text((margin - 6, middle), f"{alpha:g}", fill=INK, font=font, anchor="rm")
-        top += row.height + GAP
-    return whole
-
-
-def labelled(pictures: Mapping[str, Image.Image], titles: bool = True) -> Image.Image:
-    """Pictures side by side with their labels above."""
-    top = LABEL if titles else 0
-    height = max(p.height for p in pictures.values())
-    width = sum(p.width for p in pictures.values()) + GAP * (len(pictures) - 1)
-    whole = Image.new("RGB", (width, top + height), PAPER)
-    draw, font, left = ImageDraw.Draw(whole), ImageFont.load_default(size=11), 0
-    for label, picture in pictures.items():
-        whole.paste(picture.convert("RGB"), (left, top))
-        if titles:
-            draw.text((left + picture.width / 2, 3), label, fill=INK, font=font, anchor="ma")
-        left += picture.width + GAP
-    return whole
+    rows = {f"{alpha:g}": list(pictures.values()) for alpha, pictures in frames.items()}
+    return grid(rows, titles=list(next(iter(frames.values()))))
 
 
 def checked(frames: Frames) -> dict[float, Mapping[str, Image.Image]]:
