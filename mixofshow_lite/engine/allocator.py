@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
     """Ask glibc to keep up to 256 MB of freed memory in this process; true where it will.
 
     By default it hands most of it back to the system at once and takes it again page by page. Measured on the pocket
-    model with one thread, keeping it saves 6 % of sampling's time and 1 or 2 % of tuning's. Blocks of 32 MB and more are
-    handed back as ever.
+    model with one thread, keeping it saves 6 % of sampling's time and 1 or 2 % of tuning's. Blocks of 32 MB and more
+    are handed back as ever.
     """
     if os.environ.get(SWITCH) == "0" or platform.libc_ver()[0] != "glibc" or OWN & os.environ.keys():
         return False
