@@ -89,6 +89,7 @@ class Concept:
         """
         from .official import read_official
 
+        check_is_model(base)
         words, factors, source = read_official(file, base)
         return cls._read(file, base, name, class_word, "", factors, source, verbose, words)
 
@@ -109,6 +110,7 @@ class Concept:
         """
         from .lora_files import read_lora
 
+        check_is_model(base)
         for text in (class_word, phrase):
             if not isinstance(text, str):
                 raise TypeError(f"{text!r} is no text: give the class word and the phrase as strings.")
@@ -166,6 +168,12 @@ class Concept:
         phrase = re.sub("|".join(map(re.escape, new)), lambda found: new[found[0]], self.phrase) if new else self.phrase
         embeddings = {new[word]: rows for word, rows in self.embeddings.items()}
         return replace(self, name=name or self.name, words=words, embeddings=embeddings, phrase=phrase)
+
+
+def check_is_model(base) -> None:
+    """Raises TypeError unless `base` is a model, as far as a reader of files needs one."""
+    if not hasattr(base, "unet"):
+        raise TypeError(f"The base is a {type(base).__name__}, no model: give what load_base(...) returned.")
 
 
 def slug(name: str) -> str:
