@@ -20,7 +20,9 @@ def test_it_is_kept_where_the_c_library_can():
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
 
 
-@pytest.mark.parametrize(("name", "value"), [(allocator.SWITCH, "0"), *((name, "131072") for name in sorted(allocator.OWN))])
+@pytest.mark.parametrize(
+    ("name", "value"), [(allocator.SWITCH, "0"), *((name, "131072") for name in sorted(allocator.OWN))]
+)
 def test_the_environment_has_its_way(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     monkeypatch.setattr(ctypes, "CDLL", None)  # is not asked at all

@@ -203,7 +203,7 @@ def test_a_blank_class_word_is_none(tiny_base, pictures):
 def test_a_checkpoint_of_lost_numbers_is_not_written(tmp_path):
     row = nn.Parameter(torch.ones(3))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer := torch.optim.AdamW([row]), lambda step: 1.0)
-    parts = {"schedule": schedule, "scaler": None, "generator": torch.Generator()}
+    parts = {"schedule": schedule, "scaler": torch.amp.GradScaler("cpu", enabled=False), "generator": torch.Generator()}
     state = Checkpoint(tmp_path / "run.pt", "key", optimizer, **parts)
     state.save(50)
     row.data.fill_(torch.nan)

@@ -279,7 +279,7 @@ def test_written_files_come_back(tiny_base, tmp_path, concept, format):
     with pytest.raises(ValueError, match="no LoRA format 'A1111'"):
         concept.to_lora(tmp_path / "x.safetensors", "A1111")
     (tmp_path / "x.safetensors").mkdir()
-    with pytest.raises(OSError, match="free some space"):
+    with pytest.raises(OSError, match="is a folder: give the name of a file"):
         concept.to_lora(tmp_path / "x.safetensors", format)
 
 
@@ -378,7 +378,9 @@ def test_convert_from_the_shell(tiny_folder, concept, tmp_path, capsys, format):
     assert same(read, concept) and (read.name, read.phrase, read.class_word) == ("bunny", "bb rabbit", "rabbit")
     assert "tensors matched" in read.source and "tensors matched" in (again / "README.md").read_text()
     torch.save(official(concept), tmp_path / "potter.pth")
-    assert main(["convert", str(tmp_path / "potter.pth"), str(again), "--base", str(tiny_folder)]) == 0
+    redo = ["convert", str(tmp_path / "potter.pth"), str(again), "--base", str(tiny_folder)]
+    assert main(redo) == 1 and "--overwrite" in capsys.readouterr().err
+    assert main([*redo, "--overwrite"]) == 0
     assert Concept.load(again).words == concept.words
 
 

@@ -190,7 +190,7 @@ def test_keypoints_lie_on_their_subject(cls):
 def test_keypoints_follow_a_mirrored_subject():
     rng = np.random.default_rng(3)
     subject = replace(world.sample_subject(rng, "cat"), x=0.5, arms=(20.0, 140.0), flip=False)
-    plain, mirrored = (world._keypoints(replace(subject, flip=f)) for f in (False, True))
+    plain, mirrored = (world.keypoints(replace(subject, flip=f)) for f in (False, True))
     assert {k: (pytest.approx(1 - x), y) for k, (x, y) in plain.items()} == mirrored
     assert plain["right_hand"][1] < plain["head"][1] + 0.2 and plain["right_hand"][1] < plain["left_hand"][1]
 

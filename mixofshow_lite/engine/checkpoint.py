@@ -61,12 +61,9 @@ class Checkpoint:
 
         A state that is not finite is none to go on from.
         """
-        if (
-            not self.path
-            or not self.keep
-            or (step % self.every and not last)
-            or not all(map(is_finite, self._tensors()))
-        ):
+        if not self.path or not self.keep or (step % self.every and not last):
+            return
+        if not all(map(is_finite, self._tensors())):
             return
         saved = {"key": self.key, "step": step, "tensors": [tensor.detach().cpu() for tensor in self._tensors()]}
         saved |= {"optimizer": self.optimizer.state_dict(), "generator": self.parts["generator"].get_state()}

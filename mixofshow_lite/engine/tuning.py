@@ -96,7 +96,7 @@ def tune(
     optimizer = make_optimizer(model, rows, recipe)
     tuned = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     schedule = make_schedule(optimizer, recipe, steps)
-    watch = LossWatch(base, model, rows, f"Tuning {name!r}", patience=10 if precision.scaler else 0)
+    watch = LossWatch(base, model, rows, f"Tuning {name!r}", patience=10 if precision.scaler.is_enabled() else 0)
     key = f"{asdict(recipe)} {phrase} {seed} {steps} {base.fingerprint} {data.digest()}"
     parts = {"schedule": schedule, "scaler": precision.scaler, "generator": generator}
     state = Checkpoint(checkpoint, key, optimizer, keep=first, **parts)

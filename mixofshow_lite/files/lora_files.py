@@ -104,13 +104,16 @@ def warn_of_halves(tensors: Mapping[str, Tensor], factors: Mapping[str, Factors]
 def configs(file: Path, metadata: Mapping[str, str]) -> dict[str, dict]:
     """network -> its LoraConfig, from diffusers' metadata or from peft's adapter_config.json beside the file."""
     beside = file.with_name("adapter_config.json")
+    peft = file.stem == "adapter_model" and beside.is_file()
     try:
-        if file.stem == "adapter_model" and beside.is_file():
-            config = dict(json.loads(beside.read_text(encoding="utf-8")))
-            found = {"text_encoder": config, "unet": config}
+        settings = json.loads(beside.read_text(encoding="utf-8") if peft else metadata.get(METADATA, "{}"))
+        if not isinstance(settings, dict):
+            raise ValueError("no names and values")
+        if peft:
+            found = {"text_encoder": settings, "unet": settings}
         else:
             found = {}
-            for key, value in dict(json.loads(metadata.get(METADATA, "{}"))).items():
+            for key, value in settings.items():
                 net, _, name = key.partition(".")
                 found.setdefault(net, {})[name] = value
     except (ValueError, TypeError, RecursionError) as error:

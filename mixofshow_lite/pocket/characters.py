@@ -272,7 +272,7 @@ class _Paint:
         return [
             clip_path(key, [shape]),
             group(pattern_marks(kind, tint, scale, centre, radii), clip=key),
-            shape.replace(f'fill="{_fill_of(shape)}"', 'fill="none"'),
+            shape.replace(f'fill="{fill_of(shape)}"', 'fill="none"'),
         ]
 
     def back_parts(self, body_rx):
@@ -354,7 +354,7 @@ def pattern_marks(kind: str, tint, scale: float, centre, radii) -> list[str]:
     raise ValueError(f"unknown pattern {kind!r}: use stripes, bands, spots, checks, stars or half")
 
 
-def _fill_of(element: str) -> str:
+def fill_of(element: str) -> str:
     return element.split('fill="', 1)[1].split('"', 1)[0]
 
 

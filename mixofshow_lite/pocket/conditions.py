@@ -74,7 +74,7 @@ def draw_sketch(subjects: Sequence[world.Subject], size: int = UNITS) -> Image.I
 def draw_condition(kind: str, picture: world.Picture, size: int = UNITS) -> Image.Image:
     """The keypose ("RGB") or sketch ("L") of a picture of the world, size x size pixels."""
     if kind == "keypose":
-        return draw_keypose([world._keypoints(subject) for subject in picture.subjects], size)
+        return draw_keypose([world.keypoints(subject) for subject in picture.subjects], size)
     if kind == "sketch":
         return draw_sketch(picture.subjects, size)
     raise ValueError(f"There is no condition {kind!r}: say {' or '.join(KINDS)}.")
@@ -136,7 +136,7 @@ def keypose_layout(
     `person=True` draws standing people with OpenPose's joints and colours instead, for the adapters of SD 1.5.
     """
     if not person:
-        return draw_keypose([world._keypoints(s) for s in layout(regions, classes, world.CHARACTERS[0])], size)
+        return draw_keypose([world.keypoints(s) for s in layout(regions, classes, world.CHARACTERS[0])], size)
     figures = []
     for region in regions:
         left, top, right, bottom = region.bounds

@@ -3,7 +3,7 @@
 `shape` holds wide (width), tall (height), part (size of the second part) around 1.0, and turn in degrees.
 """
 
-from .characters import _fill_of, pattern_marks
+from .characters import fill_of, pattern_marks
 from .svg import INK, box, clip_path, curve, dark, ellipse, group, light, line, path, polygon
 
 OBJECTS = ("car", "mug", "chair", "balloon", "umbrella", "lamp")
@@ -26,7 +26,7 @@ def _skin(subject, key, shape, centre, radii):
     if subject.pattern is None:
         return [shape]
     kind, tint, scale = subject.pattern
-    outline = shape.replace(f'fill="{_fill_of(shape)}"', 'fill="none"')
+    outline = shape.replace(f'fill="{fill_of(shape)}"', 'fill="none"')
     return [shape, clip_path(key, [shape]), group(pattern_marks(kind, tint, scale, centre, radii), clip=key), outline]
 
 

@@ -234,11 +234,11 @@ def render(picture: Picture, size: int = 128) -> Render:
     lines = rasterise(groups, size, SKETCH) if groups else np.zeros((size, size, 4), np.uint8)
     white = Image.new("RGBA", (size, size), "white")
     sketch = Image.alpha_composite(white, Image.fromarray(lines)).convert("L")
-    points = [_keypoints(s) for s in picture.subjects]
+    points = [keypoints(s) for s in picture.subjects]
     return Render(Image.fromarray(draw_image(picture, size)), masks, points, sketch)
 
 
-def _keypoints(s: Subject) -> dict[str, tuple[float, float]]:
+def keypoints(s: Subject) -> dict[str, tuple[float, float]]:
     module = characters if s.is_character else objects
     lean = np.deg2rad(s.shape.get("lean", s.shape.get("turn", 0.0)))
     flip, scale = (-1 if s.flip else 1), s.height / 100
