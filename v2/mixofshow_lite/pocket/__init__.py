@@ -1,0 +1,1 @@
+"""Pocket World and Pocket Diffusion: the renderer, the pretraining, and the small model that ships with the kit."""

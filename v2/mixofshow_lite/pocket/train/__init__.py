@@ -1,0 +1,1 @@
+"""The pretraining of Pocket Diffusion and Pocket CLIP, their acceptance thresholds and contact sheets."""
