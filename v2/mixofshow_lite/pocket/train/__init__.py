@@ -1,1 +1,0 @@
-"""The pretraining of Pocket Diffusion and Pocket CLIP, their acceptance thresholds and contact sheets."""
