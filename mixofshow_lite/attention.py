@@ -10,7 +10,7 @@
     h         h               (B, heads, T, d)       what the pixels read from the prompt
 
 The U-Net of Stable Diffusion 1.5 has L = 16 such layers, at four sizes. They are counted down -> mid -> up, the order
-in which a sample passes through them: P+ [4] gives every layer its own prompt, so "layer 3" must mean one thing.
+in which a sample passes through them. P+ [4] gives every layer its own prompt, so their numbering must be fixed.
 """
 
 from collections.abc import Callable, Iterator
@@ -176,7 +176,7 @@ class AttentionStore:
         for weights in self.maps():
             size = layer_size(weights.shape[1], h, w)
             small = weights[:, :, token].unflatten(1, size)[:, None]  # (B, 1, h_layer, w_layer)
-            # Coarse layers know what, fine ones where: enlarge all to one size before averaging.
+            # The layers have four sizes: enlarge all of them to one before averaging.
             enlarged.append(F.interpolate(small, (h, w), mode="bilinear")[:, 0])
         return torch.stack(enlarged).mean(dim=0)
 

@@ -79,7 +79,8 @@ def add_noise(model: Model, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor
     """z_t of latents and noise (B, C, h, w) at times t (B,), each 0 <= t < the number of training steps."""
     a = model.scheduler.alphas_cumprod.to(latents.device)[t].view(-1, 1, 1, 1)  # (B, 1, 1, 1), how much is signal
     # The roots keep the variance at 1: a_t of the picture's, 1 - a_t of the noise's.
-    return a.sqrt() * latents + (1 - a).sqrt() * noise  # 3.1 z_t
+    z_t = a.sqrt() * latents + (1 - a).sqrt() * noise  # 3.1 z_t
+    return z_t.to(latents.dtype)  # the schedule is in float32, a model may be in half precision
 
 
 def draw_noise(

@@ -1,17 +1,21 @@
 """Single-client concept tuning (paper 3.3.1): one loop that minimises Eq. 1 on a client's pictures, for five recipes.
 
-recipe              words, and how they start     trained weights                      paper
-textual_inversion   V: class                      none                                 Textual Inversion [9]
-p_plus              V+: class                     none                                 P+ [4]
-lora                V: class                      LoRA on text encoder and U-Net       LoRA [3]
-custom_diffusion    V: random, then the class     whole cross-attention keys, values   Custom Diffusion [11]
-ed_lora             V_rand+ V_class+              LoRA on text encoder and U-Net       ED-LoRA, the paper's
+    min_{V, dPhi}  E_{z, eps, t} || eps - eps_theta(z_t, t, psi(P*)) ||^2     theta, psi = Phi_0 + dPhi, and V in P*
 
-paper     here            shape
-z, eps    batch.latents   (B, C, h, w)    and batch.noise
-P*        batch.prompts   B strings       captions that name the concept by its words
-V, V+     words           word -> (1, D) or (L, D), trainable
-dPhi      LoRALinear      on the attention linears of a copy of the model, see lora.py
+    recipe              words, and how they start     trained weights                      paper
+    textual_inversion   V: class                      none                                 Textual Inversion [9]
+    p_plus              V+: class                     none                                 P+ [4]
+    lora                V: class                      LoRA on text encoder and U-Net       LoRA [3]
+    custom_diffusion    V: random, then the class     whole cross-attention keys, values   Custom Diffusion [11]
+    ed_lora             V_rand+ V_class+              LoRA on text encoder and U-Net       ED-LoRA, the paper's
+
+    paper     here            shape
+    z, eps    batch.latents   (B, C, h, w)    and batch.noise
+    P*        batch.prompts   B strings       captions that name the concept by its words
+    V, V+     words           word -> (1, D) or (L, D), trainable
+    dPhi      LoRALinear      on the attention linears of a copy of the model, see lora.py
+
+The pictures never leave the client; what it shares is a `Concept`: its words and its low-rank updates.
 """
 
 import math
