@@ -183,7 +183,7 @@ MUTANTS = [
     ("tuning", "        optimizer.zero_grad()\n", "", P + "test_the_loop_by_hand"),
     ("tuning", "        schedule.step()\n", "", P + "test_the_loop_by_hand"),
     ("tuning", "if norm >= limit:", "if norm < limit:", P + "test_long_words_are_frozen"),
-    ("tuning", " * math.sqrt(D)", "", P + "test_long_words_are_frozen"),
+    ("tuning", " * math.sqrt(D)  #", "  #", P + "test_long_words_are_frozen"),
     (
         "tuning",
         "weight.append(loss_weight / recipe.batch)",

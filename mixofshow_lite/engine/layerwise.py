@@ -22,6 +22,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ..attention import cross_attention
 from ..files.concept import Bound
 from .lora import core
 
@@ -48,13 +49,6 @@ class QuickAttention(AttnProcessor2_0):
         N = T if encoder_hidden_states is None else encoder_hidden_states.shape[1]
         attend = self.written_out if plainly(T, N, hidden_states.device) else super().__call__
         return attend(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
-
-
-def cross_attention(unet: nn.Module) -> dict[str, Attention]:
-    """The L cross-attention modules, name -> module, in the order down, mid, up (diffusers itself lists mid last)."""
-    found = [(name, m) for name, m in unet.named_modules() if isinstance(m, Attention) and name.endswith("attn2")]
-    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    return dict(sorted(found, key=lambda item: order[item[0].split(".")[0]]))  # sorted() is stable inside a block
 
 
 class LayerAttention(QuickAttention):

@@ -17,7 +17,8 @@ official code. The blend is taken before the layer's output projection: the same
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..attention import cross_attention, layer_size, split_heads, swapped
 from ..model import DiffusionModel
-from .layerwise import LayerAttention, cross_attention
+from .layerwise import LayerAttention
 from .masks import Region, check_regions, parse_regions, region_weights, side_by_side
 
 __all__ = ["Region", "RegionAttention", "parse_regions", "region_weights", "regional_attention", "side_by_side"]
@@ -65,20 +67,11 @@ class Plan:
         self.calls, self.last = 0 if again else self.calls + 1, t
         return self.calls / self.steps if self.steps else 1 - (t + 1) / self.timesteps
 
-    def size_of(self, T: int) -> tuple[int, int]:
-        """(h, w) of a layer of T cells: the latent's, halved until they fit."""
-        h, w = self.cells
-        while h * w > T:
-            h, w = -(-h // 2), -(-w // 2)
-        if h * w != T:
-            raise ValueError(f"A layer has {T} cells, which latents of {self.cells} cells do not halve to.")
-        return h, w
-
     def shares(self, own: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Who has which share of features (B, T, C): the global prompt's (T, 1); for every region of `own` the cells
         where it has any, (R, K), and its shares there, (R, K, 1). Smaller regions are padded with shares of 0.
         """
-        h, w = self.size_of(like.shape[1])
+        h, w = layer_size(like.shape[1], *self.cells)
         key = (h, w, self.now, own)
         if key not in self.cache:
             active = region_weights([self.regions[i] for i in self.now], h, w, self.base_ratio)
@@ -92,7 +85,7 @@ class Plan:
 
     def may_look(self, T: int, device: torch.device) -> Tensor | None:
         """(T, T) true where cell p may look at cell q: they share a region, or one of them is in none."""
-        h, w = self.size_of(T)
+        h, w = layer_size(T, *self.cells)
         key = (h, w, self.now)
         if key not in self.cache and self.now:
             inside = torch.stack([self.regions[i].cover(h, w).flatten() >= 0.5 for i in self.now]).float()  # (R, T)
@@ -154,11 +147,6 @@ class IsolatedAttention:
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, C) -> (B, heads, T, C / heads)"""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
 @contextmanager
 def regional_attention(
     model: DiffusionModel,
@@ -192,31 +180,21 @@ def regional_attention(
     negative = "region's negative prompt"
     halves = [contexts(model, [region.negative_prompt for region in regions], negative)] if guided else []
     halves.append(contexts(model, [region.prompt for region in regions]))
-    T, processors, hooks = model.scheduler.config.num_train_timesteps, [], []
-    try:
+    T = model.scheduler.config.num_train_timesteps
+    with ExitStack() as stack:
         for network in (model.unet, *controlnets):
             plan = Plan(regions, halves, steps, T, base_ratio)
-            hooks.append(network.register_forward_pre_hook(plan.observe, with_kwargs=True))
-            new = {
-                module: RegionAttention(layer, len(model.layers), model.tokens, plan)
-                for layer, module in enumerate(cross_attention(network).values())
-            }
-            for module in self_attention(network) if isolate else ():
-                new[module] = IsolatedAttention(plan)
-            for module, processor in new.items():
-                processors.append((module, module.processor))
-                module.set_processor(processor)
+            stack.callback(network.register_forward_pre_hook(plan.observe, with_kwargs=True).remove)
+            make = partial(RegionAttention, layers=len(model.layers), tokens=model.tokens, plan=plan)
+            stack.enter_context(swapped(network, make))
+            if isolate:
+                stack.enter_context(swapped(network, lambda _, plan=plan: IsolatedAttention(plan), self_attention))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, processor in processors:
-            module.set_processor(processor)
 
 
-def self_attention(network: nn.Module) -> list[Attention]:
-    """The self-attention modules of a U-Net or ControlNet."""
-    return [m for name, m in network.named_modules() if isinstance(m, Attention) and name.endswith("attn1")]
+def self_attention(network: nn.Module) -> dict[str, Attention]:
+    """The self-attention modules of a U-Net or ControlNet, name -> module."""
+    return {n: m for n, m in network.named_modules() if isinstance(m, Attention) and n.endswith("attn1")}
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ..files.concept import PLACEHOLDER, WORD, Concept, slug
 from ..files.data import ConceptData
 from ..model import DiffusionModel, denoising_loss, draw_noise
+from ..tuning import freezing_norm
 from . import lora
 from .attention_loss import outside_attention, watched
 from .checkpoint import Checkpoint, prior_file
@@ -34,7 +35,7 @@ from .layerwise import BEGINNINGS
 from .parallel import accelerator_for, add_up, shares
 from .recipes import RECIPES, SD15, Recipe, recipe_for
 from .views import add_prior, prepare
-from .wording import Reader, density_loss, init_rows, quicken, spread
+from .wording import Reader, density_loss, init_rows, quicken
 
 __all__ = ["RECIPES", "SD15", "Recipe", "recipe_for", "tune"]
 
@@ -82,7 +83,7 @@ def tune(
     model = base.copy()
     quicken(model.text_encoder)
     rows = init_rows(base, recipe, words, class_word, seed)
-    limit = (recipe.freeze_norm or math.inf) * spread(base) * base.text_encoder.config.hidden_size**0.5
+    limit = freezing_norm(recipe, base.text_encoder)
     attach(model, recipe, seed, gradient_checkpointing)
     views = prepare(base, data, recipe, phrase, seed)
     file = prior_file(checkpoint) if checkpoint and first else None

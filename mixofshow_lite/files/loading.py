@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..engine.layerwise import cross_attention
+from ..attention import cross_attention
 from ..model import DiffusionModel
 from .prompt_check import named_together
 from .writing import PIPELINE, atomic_folder, check_target

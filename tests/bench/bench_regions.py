@@ -24,8 +24,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from mixofshow_lite.attention import split_heads
 from mixofshow_lite.engine.layerwise import LayerAttention, cross_attention
-from mixofshow_lite.engine.regional import Region, regional_attention, split_heads
+from mixofshow_lite.engine.regional import Region, regional_attention
 from mixofshow_lite.model import DiffusionModel, load_base
 
 REGIONS = (
