@@ -12,10 +12,15 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
+FILES = ("attention", "diffusion", "evaluation", "fusion", "lora", "prompts", "regions", "tuning")
 FAST = ("test_equations.py", "test_paper_files.py")
+SLOW = "test_paper_files.py::test_nothing_else_of_the_package_is_loaded"  # starts an interpreter of its own
 SECONDS = 1800  # after which a mutant that hangs counts as noticed
 
 E, P = "test_equations.py::", "test_paper_files.py::"
@@ -306,25 +311,51 @@ MUTANTS = [
 ]
 
 
+CONFTEST = """
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_folder():
+    return Path(__file__).parents[1] / "tiny"
+"""
+
+
 def copy_to(folder: Path) -> None:
-    """What the fast tests need: the package's Python files and the tests."""
+    """What the fast tests need and no more: the eight files, their tests, and the tiny model, built once."""
     for name in ("mixofshow_lite", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_data", "bench"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+        (folder / name).mkdir()
+    for name in ("__init__", *FILES):
+        shutil.copy(ROOT / "mixofshow_lite" / f"{name}.py", folder / "mixofshow_lite")
+    for name in ("paper_tiny.py", *FAST):
+        shutil.copy(ROOT / "tests" / name, folder / "tests")
+    (folder / "tests" / "conftest.py").write_text(CONFTEST)
+
+    def build():
+        sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+        from tiny import build_tiny
+
+        build_tiny(folder / "tiny")
+
+    if not in_a_child(build, folder):
+        raise SystemExit((folder / "out.txt").read_text())
 
 
-def run_tests(folder: Path, tests: list[str]) -> bool:
-    """Whether all of them pass, in a process of its own; False also if it takes too long."""
+def in_a_child(work, folder: Path) -> bool:
+    """Run work() in a forked process, its output in out.txt; whether it gave 0 or None, in time."""
     child = os.fork()
     if child == 0:
-        os.chdir(folder)
-        sys.path.insert(0, str(folder))
         with open(folder / "out.txt", "w") as out:
             os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
-            import pytest
-
-            code = pytest.main(["-x", "-q", "-W", "ignore", "-p", "no:cacheprovider", *(f"tests/{t}" for t in tests)])
-        os._exit(int(code))
+            code = 1
+            try:
+                code = int(work() or 0)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
     end = time.time() + SECONDS
     while time.time() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -334,6 +365,28 @@ def run_tests(folder: Path, tests: list[str]) -> bool:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
+
+
+def run_tests(folder: Path, tests: list[str]) -> bool:
+    """Whether all of them pass, in a process of its own; False also if it takes too long."""
+
+    def work() -> int:
+        os.chdir(folder)
+        sys.path[:0] = [str(folder), str(folder / "tests")]
+        options = [
+            "-x",
+            "-q",
+            "-W",
+            "ignore",
+            "-p",
+            "no:cacheprovider",
+            "--assert=plain",
+            "--deselect",
+            f"tests/{SLOW}",
+        ]
+        return pytest.main([*options, *(f"tests/{test}" for test in tests)])
+
+    return in_a_child(work, folder)
 
 
 def verdict(folder: Path, file: str, old: str, new: str, test: str) -> str:
@@ -353,10 +406,11 @@ def verdict(folder: Path, file: str, old: str, new: str, test: str) -> str:
 
 def main(words: list[str]) -> int:
     sys.dont_write_bytecode = True  # a mutant may have the size and the second of the file before it
-    import diffusers.pipelines.stable_diffusion  # noqa: F401 (slow imports, once for all forks)
+    # Slow imports, once for all forks. No name of this package may be among them.
     import peft  # noqa: F401
     import torch
-    import transformers.models.clip  # noqa: F401
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
+    from transformers import CLIPTextModel  # noqa: F401
 
     torch.set_num_threads(1)
     chosen = [m for m in MUTANTS if not words or any(word in f"{m[0]} {m[1]} {m[2]}" for word in words)]
