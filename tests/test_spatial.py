@@ -207,7 +207,7 @@ def test_bad_conditions_say_what_to_do(tiny_base, adapter):
 def test_a_condition_may_be_a_file_and_stands_upright(adapter, tmp_path):
     PICTURE.save(tmp_path / "pose.png")
     ((_, found, scale),) = spatial.conditions((adapter, tmp_path / "pose.png"))
-    assert scale == 1 and np.array_equal(np.asarray(found), np.asarray(PICTURE))
+    assert scale.weight == 1 and np.array_equal(np.asarray(found), np.asarray(PICTURE))
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 32)).save(tmp_path / "photo.jpg", exif=exif)
