@@ -6,6 +6,7 @@ tests/test_guards.py asks that every tag has a test here.
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -778,3 +779,26 @@ def test_marks_kept():
     assert evaluation.marks_kept([GREEN], {"colour": "red"}, classify) == 0
     with pytest.raises(ValueError, match="at least one"):
         evaluation.marks_kept([], {"colour": "red"}, classify)
+
+
+def test_the_noise_offset_is_one_number_a_channel():
+    """Drawn again from the same generator: t, the noise, then a number for each picture and channel."""
+    model = SimpleNamespace(scheduler=SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000)))
+    shape = (3, 4, 5, 6)  # (B, C, h, w)
+    t, noise = diffusion.draw_noise(model, shape, 0.5, torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(7)
+    assert torch.equal(t, torch.randint(1000, (3,), generator=generator))
+    offset = (noise - torch.randn(shape, generator=generator)) / 0.5  # (B, C, h, w)
+    for picture in offset:
+        means = picture.mean(dim=(1, 2))  # (C,)
+        assert torch.allclose(picture, means[:, None, None].expand(4, 5, 6), atol=1e-5)
+        assert len({round(mean, 3) for mean in means.tolist()}) == 4  # each channel has its own
+
+
+def test_a_processor_that_is_not_accepted_stops_the_body():
+    layer = SimpleNamespace(processor="theirs", set_processor=lambda processor: None)
+    entered = []
+    with pytest.raises(RuntimeError, match="1 of 1 attention layers"):
+        with attention.swapped(None, lambda index: "ours", lambda unet: {"a": layer}):
+            entered.append(True)
+    assert not entered
