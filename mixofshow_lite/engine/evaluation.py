@@ -139,7 +139,7 @@ def warn_of(prompt: str, scorer: Scorer) -> None:
     if sentence := foreign_syntax(prompt):
         warn(sentence)
     shorter = " ".join(prompt.split()[:-1])
-    if not shorter or scorer.tokenize is None:  # a stand-in reads prompts of any length
+    if not shorter:
         return
     ids, fewer = (scorer.tokenize([scorer.opening + text])[0] for text in (prompt, shorter))
     if torch.equal(ids, fewer):  # the last word changes nothing
