@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab bench pretrain results notebooks
+.PHONY: help demo test lab bench pretrain results notebooks colab
 
 help:
-	@sed -n '1,6p' Makefile; echo "targets: demo test lab bench pretrain results notebooks"
+	@sed -n '1,6p' Makefile; echo "targets: demo test lab bench pretrain results notebooks colab"
 
 # One stamp a set of extras; a changed pyproject.toml installs again.
 $(VENV)/.made:
@@ -76,3 +76,13 @@ results: $(VENV)/.lab
 # Runs every notebook in place, so that its committed outputs are fresh.
 notebooks: $(VENV)/.lab
 	$(BIN)/python .ci/notebooks.py $(NOTEBOOKS)
+
+# The notebooks on Colab's versions, installed by their own set-up cell (PYTHON=python3.13 is Colab's).
+COLAB_VENV ?= .venv-colab
+$(COLAB_VENV)/.made: tests/colab/requirements.txt
+	$(PYTHON) -m venv $(COLAB_VENV)
+	$(COLAB_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r tests/colab/requirements.txt
+	@touch $@
+
+colab: $(COLAB_VENV)/.made
+	$(COLAB_VENV)/bin/python .ci/colab.py $(ARGS)

@@ -67,11 +67,12 @@ def test_installed_packages_meet_the_floors():
         assert have >= floor, name
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lab", "bench", "pretrain", "results", "notebooks"])
+@pytest.mark.parametrize("target", ["demo", "test", "lab", "bench", "pretrain", "results", "notebooks", "colab"])
 def test_make_knows_its_targets_and_installs_first(target, tmp_path):
     result = subprocess.run(
-        ["make", "-n", target, f"VENV={tmp_path / 'v'}"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        ["make", "-n", target, f"VENV={tmp_path / 'v'}", f"COLAB_VENV={tmp_path / 'c'}"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     lines = result.stdout
     assert "-m venv" in lines and "pip install" in lines and lines.index("-m venv") < lines.index("pip install")
 
