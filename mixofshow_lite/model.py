@@ -351,9 +351,10 @@ class DiffusionModel:
         return save_pipeline(self, folder)
 
     def to_lora(self, file: str | Path, format: str = "diffusers") -> Path:
-        """Write a fused update as an ordinary "diffusers" or "kohya" LoRA file; ValueError if nothing was fused.
+        """Write a fused update as an ordinary "diffusers" or "kohya" LoRA file, or a folder of "peft" adapters.
 
-        It shows the fused update, no single client's factors; `fusion.export` says what can still be learnt from it.
+        Raises ValueError if nothing was fused. It shows the fused update, no single client's factors; `fusion.export`
+        says what can still be learnt from it.
         """
         from .engine.fusion import to_lora  # a public name of the model; the work is the center node's
 

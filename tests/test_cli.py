@@ -51,6 +51,10 @@ def test_tune_fuse_and_sample(tuned, tiny_folder, tmp_path):
     how = ["fuse", str(tuned / "ruby"), str(tuned / "jade"), "--method", "weight", "--base", str(tiny_folder)]
     assert main([*how, "--out", str(fused), "--lora", str(lora)]) == 0
     assert lora.is_file() and (fused / "model_index.json").is_file()
+    folder = tmp_path / "for_peft"
+    assert main([*how, "--out", str(fused), "--overwrite", "--lora", str(folder), "--format", "peft"]) == 0
+    back = ["convert", str(folder), str(tmp_path / "back"), "--class-word", "cat", "--base", str(tiny_folder)]
+    assert main(back) == 0 and Concept.load(tmp_path / "back").lora.keys() == {"text_encoder", "unet"}
     draw = ["sample", "a <ruby1> <ruby2>", "--steps", "2", "-n", "2", "--base"]
     assert main([*draw, str(fused), "--out", str(tmp_path / "a")]) == 0
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0000.png", "0001.png"]
@@ -167,6 +171,9 @@ WRONG = [  # command line -> what its sentence says
     ("fuse bibi --out file", "is a file"),
     ("fuse bibi --lora lora.safetensors --overwrite", "not a LoRA file written by this library"),
     ("fuse bibi --lora x.bin", ".safetensors"),
+    ("fuse bibi --lora x.safetensors --format peft", "becomes a folder in peft's format"),
+    ("fuse bibi --lora thesis --format peft", "holds thesis.txt"),
+    ("convert bibi thesis --format peft", "holds thesis.txt"),
     ("fuse bibi --weights 1,2", "--weights has 2 numbers for 1"),
     ("fuse bibi --method weight --ridge 1", "leave out --ridge"),
     ("evaluate nowhere.png", "--prompt"),

@@ -1,7 +1,9 @@
 """LoRA files of every dialect: read with the right scale, written so that stock diffusers draws the same."""
 
+import copy
 import json
 import pickle
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import make_concept
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -17,10 +20,11 @@ from mixofshow_lite.cli import main
 from mixofshow_lite.engine import lora
 from mixofshow_lite.engine.fusion import gradient_fusion, weight_fusion
 from mixofshow_lite.engine.layerwise import cross_attention
-from mixofshow_lite.files import keys, lora_files
+from mixofshow_lite.files import keys
 from mixofshow_lite.files.concept import Concept
 from mixofshow_lite.model import noising
 
+FILES = ("diffusers", "kohya")  # the formats that are a file; peft's is a folder
 KOHYA_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
 
@@ -265,7 +269,7 @@ def test_bad_lora_files(tiny_base, tmp_path, concept):
     fails("no readable JSON")
 
 
-@pytest.mark.parametrize("format", lora_files.FORMATS)
+@pytest.mark.parametrize("format", FILES)
 def test_written_files_come_back(tiny_base, tmp_path, concept, format):
     concept.scale = 0.7
     uneven = {n: (d[:1], u[:, :1]) if "attn1" in n else (d, u) for n, (d, u) in concept.lora["unet"].items()}
@@ -283,6 +287,43 @@ def test_written_files_come_back(tiny_base, tmp_path, concept, format):
         concept.to_lora(tmp_path / "x.safetensors", format)
 
 
+def test_peft_reads_what_is_written_for_it(tiny_base, tmp_path, concept):
+    """PeftModel.from_pretrained, without a warning: every layer's update, no other layer; and it is read back."""
+    concept.scale = 0.7
+    uneven = {n: (d[:1], u[:, :1]) if "attn1" in n else (d, u) for n, (d, u) in concept.lora["unet"].items()}
+    made = replace(concept, lora={"text_encoder": concept.lora["text_encoder"], "unet": uneven})
+    folder = made.to_lora(tmp_path / "deep" / "bibi", "peft")
+    wanted = deltas(made)
+    for net in made.lora:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # such as peft's of missing keys
+            theirs = PeftModel.from_pretrained(copy.deepcopy(getattr(tiny_base, net)), folder / net)
+        layers = {n.removeprefix("text_model."): m for n, m in lora.attached(theirs.base_model.model).items()}
+        assert layers.keys() == made.lora[net].keys()
+        for module, layer in layers.items():
+            delta = layer.get_delta_weight("default")
+            assert delta.abs().max() > 0.01 and torch.allclose(delta, wanted[net, module].float(), atol=1e-5), module
+    assert same(Concept.from_lora(folder, tiny_base, "rabbit", verbose=False), made)
+    unet = {"unet": concept.lora["unet"]}
+    assert replace(concept, lora=unet).to_lora(folder, "peft") == folder  # our own folder may be replaced
+    assert sorted(p.name for p in folder.iterdir()) == ["lora.json", "unet"]
+    (folder / "thesis.txt").write_text("ten years")
+    with pytest.raises(FileExistsError, match=r"holds thesis\.txt"):
+        concept.to_lora(folder, "peft")
+    with pytest.raises(ValueError, match="words only"):
+        replace(concept, lora={}).to_lora(tmp_path / "x", "peft")
+
+
+def test_peft_folders_hold_convolutions_too(tiny_base, tmp_path, whole):
+    folder = whole.to_lora(tmp_path / "whole", "peft")
+    theirs = PeftModel.from_pretrained(copy.deepcopy(tiny_base.unet), folder / "unet")
+    layers, wanted = lora.attached(theirs.base_model.model), deltas(whole)
+    assert layers.keys() == whole.lora["unet"].keys() and any(name.endswith("proj_in") for name in layers)
+    for module, layer in layers.items():
+        delta = layer.get_delta_weight("default").flatten(1)
+        assert torch.allclose(delta, wanted["unet", module].float(), atol=1e-5), module
+
+
 def test_kohya_files_look_like_kohyas(tmp_path, concept):
     state = load_file(concept.to_lora(tmp_path / "x.safetensors", "kohya"))
     stem = "lora_te_text_model_encoder_layers_1_self_attn_out_proj"
@@ -295,7 +336,7 @@ def test_kohya_files_look_like_kohyas(tmp_path, concept):
     assert not any("alpha" in key for key in diffusers_state)
 
 
-@pytest.mark.parametrize("format", lora_files.FORMATS)
+@pytest.mark.parametrize("format", FILES)
 def test_stock_diffusers_draws_what_with_concept_draws(tiny_base, tiny_folder, tmp_path, format):
     """The plain prompt through a stock pipeline: same text features, same noise prediction, same picture."""
     concept = make_concept(tiny_base, rank=3)
@@ -367,7 +408,7 @@ def test_spellings_are_unambiguous(tiny_base):
     assert keys.split("unet.a.lora_A.my_style.weight") == ("unet.a", "down")
 
 
-@pytest.mark.parametrize("format", lora_files.FORMATS)
+@pytest.mark.parametrize("format", FILES)
 def test_convert_from_the_shell(tiny_folder, concept, tmp_path, capsys, format):
     folder, file, again = concept.save(tmp_path / "bibi"), tmp_path / "x.safetensors", tmp_path / "again"
     assert main(["convert", str(folder), str(file), "--format", format]) == 0
@@ -427,7 +468,7 @@ def whole(tiny_base):
     return made
 
 
-@pytest.mark.parametrize("format", lora_files.FORMATS)
+@pytest.mark.parametrize("format", FILES)
 def test_a_whole_kohya_lora_draws_as_in_stock_diffusers(tiny_base, tiny_folder, whole, tmp_path, format):
     """192 layers of the U-Net and 6 of each text layer, as in files from the wild."""
     file = whole.to_lora(tmp_path / "x.safetensors", format)

@@ -3,13 +3,18 @@
 import argparse
 from pathlib import Path
 
-from ..files.writing import CONCEPT, LORA_FILE, check_target
+from ..files.writing import CONCEPT, LORA_FILE, PEFT_FOLDER, check_target
 from . import options
 from .speak import next_command, own_options
 
 RECIPES = ("textual_inversion", "p_plus", "lora", "ed_lora", "custom_diffusion")  # as engine.recipes has them
 RECIPES += ("ed_lora_research", "ed_lora_research_object")  # of Stable Diffusion only
-FORMATS = ("diffusers", "kohya")  # as files.lora_files.FORMATS
+FORMATS = ("diffusers", "kohya", "peft")  # as files.lora_files.FORMATS
+LOADED_BY = {  # format -> who reads it
+    "diffusers": "load it with pipe.load_lora_weights of diffusers",
+    "kohya": "A1111 and ComfyUI read it",
+    "peft": "load each network's folder with PeftModel.from_pretrained of peft",
+}
 
 
 def add_overwrite(command, what: str) -> None:
@@ -21,6 +26,17 @@ def check_new(path: Path, kind, overwrite: bool, option: str = "--out") -> None:
     check_target(path, kind)
     if not overwrite and path.exists() and (path.is_file() or any(path.iterdir())):
         raise FileExistsError(f"{path} is there already: replace it with --overwrite, or choose another by {option}")
+
+
+def check_new_lora(path: Path, format: str, overwrite: bool, option: str) -> None:
+    """Raise an error unless a LoRA of this format can be written there: a .safetensors file, or a folder of peft's."""
+    if format == "peft":
+        if path.suffix in options.LORA_FILES:
+            raise ValueError(f"{path} becomes a folder in peft's format: give it a name like out/{path.stem}")
+        return check_new(path, PEFT_FOLDER, overwrite, option)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is no name of a LoRA file: end it in .safetensors, or choose --format peft")
+    check_new(path, LORA_FILE, overwrite, option)
 
 
 def show_concept(concept, folder: Path, *own: str) -> None:
@@ -84,11 +100,11 @@ def kept_tune(args: argparse.Namespace) -> str:
 def add_convert(commands) -> None:
     c = commands.add_parser("convert", help="LoRA file (kohya, diffusers, peft, official) -> concept folder, and back")
     c.add_argument("source", type=Path, help="a LoRA file, or a concept folder to write as one")
-    c.add_argument("out", type=Path, help="the concept folder, or the .safetensors file")
+    c.add_argument("out", type=Path, help="the concept folder, or the .safetensors file (a folder in peft's format)")
     c.add_argument("--class-word", default="", help="what it is in the model's own words; needed to read a LoRA")
     c.add_argument("--name", help="the concept's name (default: the file's)")
     c.add_argument("--phrase", default="", help="the trigger words of a LoRA (default: the class word)")
-    c.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of the file to write")
+    c.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of the LoRA to write")
     add_overwrite(c, "a concept or LoRA file")
     options.add_base(c)
     c.set_defaults(check=check_convert, run=run_convert, kept=kept_nothing)
@@ -98,9 +114,7 @@ def check_convert(args: argparse.Namespace) -> None:
     if not args.source.exists():
         raise FileNotFoundError(f"there is no {args.source}: give a LoRA file or a concept folder")
     if (args.source / "concept.json").is_file():
-        if args.out.suffix != ".safetensors":
-            raise ValueError(f"{args.out} is no name of a LoRA file: end it in .safetensors")
-        return check_new(args.out, LORA_FILE, args.overwrite, "another name")
+        return check_new_lora(args.out, args.format, args.overwrite, "another name")
     if args.source.suffix not in (".pth", ".pt") and not (args.class_word or args.phrase).strip():
         raise ValueError("a LoRA file has no words of its own: say what it draws with --class-word, e.g. rabbit")
     if args.out.suffix in options.LORA_FILES:
@@ -114,11 +128,7 @@ def run_convert(args: argparse.Namespace) -> None:
 
     if (args.source / "concept.json").is_file():
         print(f"saved {Concept.load(args.source).to_lora(args.out, args.format)}; the words stay in {args.source}")
-        print(
-            "load it with pipe.load_lora_weights of diffusers"
-            if args.format != "kohya"
-            else "A1111 and ComfyUI read it"
-        )
+        print(LOADED_BY[args.format])
         return
     if args.source.suffix in (".pth", ".pt"):
         concept = Concept.from_official(args.source, options.load(args), args.name, args.class_word)

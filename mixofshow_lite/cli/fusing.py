@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ..files.writing import LORA_FILE, PIPELINE
+from ..files.writing import PIPELINE
 from . import options
-from .concepts import FORMATS, add_overwrite, check_new, kept_nothing
+from .concepts import FORMATS, LOADED_BY, add_overwrite, check_new, check_new_lora, kept_nothing
 from .speak import next_command
 
 FUSION_OPTIONS = ("solver", "ridge", "weights", "seed")
@@ -27,8 +27,8 @@ def add_fuse(commands) -> None:
     )
     c.add_argument("--weights", type=options.numbers, metavar="W1,W2,...", help="one a concept, in their order")
     c.add_argument("--out", type=Path, default=Path("out/fused"), help="diffusers folder to write")
-    c.add_argument("--lora", type=Path, help="also write the update as one LoRA file (.safetensors)")
-    c.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of that LoRA file")
+    c.add_argument("--lora", type=Path, help="also write the update as one LoRA (.safetensors; peft: a folder)")
+    c.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of that LoRA")
     c.add_argument("--seed", type=options.whole(0), help="of gradient fusion's recordings and what dare_linear drops")
     add_overwrite(c, "a fused model or LoRA file")
     options.add_base(c)
@@ -43,9 +43,7 @@ def check_fuse(args: argparse.Namespace) -> None:
         raise ValueError(f"--weights has {len(args.weights)} numbers for {len(args.concepts)} concepts: give one each")
     check_new(args.out, PIPELINE, args.overwrite)
     if args.lora:
-        if args.lora.suffix != ".safetensors":
-            raise ValueError(f"--lora {args.lora} is no name of a LoRA file: end it in .safetensors")
-        check_new(args.lora, LORA_FILE, args.overwrite, "--lora")
+        check_new_lora(args.lora, args.format, args.overwrite, "--lora")
 
 
 def given(args: argparse.Namespace) -> dict:
@@ -72,6 +70,7 @@ def run_fuse(args: argparse.Namespace) -> None:
     print(f"saved {args.out}, which diffusers loads as well")
     if args.lora:
         print(f"saved {fused.to_lora(args.lora, args.format)}, the update alone; the words stay in {args.out}")
+        print(LOADED_BY[args.format])
     print(f"draw with it: {next_command('sample', f'a photo of a {concepts[0].phrase}', '--base', args.out)}")
     if len(concepts) > 1:
         a, b = (f"a {concept.phrase}" for concept in concepts[:2])

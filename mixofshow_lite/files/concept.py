@@ -137,13 +137,14 @@ class Concept:
     def to_lora(self, file: str | Path, format: str = "diffusers") -> Path:
         """Write the LoRA alone as a "diffusers" or "kohya" safetensors file, for `pipe.load_lora_weights` or A1111.
 
+        With "peft" it becomes a folder, whose `unet` and `text_encoder` peft's `PeftModel.from_pretrained` reads.
         The words do not travel in it: it acts as `with_concept(...)` does on prompts without them. Raises ValueError if
         there is no LoRA or no such format, OSError if it cannot be written.
         """
-        from .lora_files import lora_state, write_lora
+        from .lora_files import write_lora
 
         scaled = {net: {m: (down, self.scale * up) for m, (down, up) in f.items()} for net, f in self.lora.items()}
-        return write_lora(lora_state(scaled, format), file)
+        return write_lora(scaled, file, format)
 
     def scaled(self, text_encoder: float = 1.0, unet: float = 1.0) -> "Concept":
         """The same concept with its updates of each network times a number, W0 + alpha dW: the official code's

@@ -1,4 +1,4 @@
-"""LoRA files in safetensors: kohya/A1111, diffusers and peft are read, diffusers and kohya written (paper 3.1).
+"""LoRA files in safetensors: kohya/A1111, diffusers and peft are read and written (paper 3.1).
 
     here                     shape
     factors[net][module]     (r, d_in), (d_out, r)     delta W = up @ down, the scale inside `up`
@@ -22,18 +22,19 @@ from torch import Tensor
 
 from ..engine.finite import first_not_finite
 from .concept import Factors
-from .keys import NETS, match, never_used
+from .keys import NETS, match, never_used, split
 from .kinds import GIVE_LORA, PEFT_TYPES
 from .pickles import ENDINGS, read_state
 from .warn import warn
-from .writing import LORA_FILE, WRITER, atomic_file
+from .writing import LORA_FILE, PEFT_FOLDER, WRITER, atomic_file, atomic_folder
 
-FORMATS = ("diffusers", "kohya")
+FORMATS = ("diffusers", "kohya", "peft")
 IN_FOLDER = tuple(  # diffusers' and peft's names
     stem + end for end in (".safetensors", ".bin") for stem in ("pytorch_lora_weights", "adapter_model")
 )
 LARGEST_ALPHA = 1e6  # a larger one is a damaged number
 METADATA = "lora_adapter_metadata"  # where diffusers keeps the LoraConfig of each network
+OF_PEFT = "base_model.model."  # what peft puts before the path of a layer
 CONVOLUTIONS = (".proj_in", ".proj_out")  # 1x1 convolutions in Stable Diffusion 1.x
 
 
@@ -172,14 +173,14 @@ def of_pattern(patterns: Mapping[str, float], net: str, module: str, default: fl
 def lora_state(
     factors: Mapping[str, Factors], format: str = "diffusers", text_model: bool | None = None
 ) -> dict[str, Tensor]:
-    """Factors as the tensors of a diffusers or kohya file in float32, which act at scale 1.
+    """Factors as the tensors of a diffusers, kohya or peft file in float32, which act at scale 1.
 
     All layers of a network get one rank (zero rows do nothing): older loaders take the first layer's for all.
-    `text_model` says whether the text encoder's diffusers keys have that level; None: as the installed transformers
-    has it (before 5.6), which every version of diffusers can load. In kohya files it is always there.
+    `text_model` says whether the text encoder's diffusers and peft keys have that level; None: as the installed
+    transformers has it (before 5.6), which every version of diffusers can load. In kohya files it is always there.
     """
     if format not in FORMATS:
-        raise ValueError(f"There is no LoRA format {format!r}: choose {' or '.join(map(repr, FORMATS))}.")
+        raise ValueError(f"There is no LoRA format {format!r}: choose {', '.join(map(repr, FORMATS))}.")
     if text_model is None:
         text_model = tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 6)
     state = {}
@@ -199,18 +200,48 @@ def lora_state(
                 level = "text_model." if net == "text_encoder" and text_model else ""
                 kind = "lora_linear_layer" if net == "text_encoder" else "lora"
                 keys = tuple(f"{net}.{level}{module}.{kind}.{part}.weight" for part in ("down", "up"))
+                if format == "peft":
+                    keys = tuple(f"{net}.{OF_PEFT}{level}{module}.lora_{part}.weight" for part in "AB")
             state |= zip(keys, (down.detach().cpu().contiguous(), up.detach().cpu().contiguous()), strict=True)
     return state
 
 
-def write_lora(state: Mapping[str, Tensor], file: str | Path) -> Path:
-    """Write a state dict to a .safetensors file, all or nothing; raises ValueError on none, OSError on a full disk."""
-    file = Path(file)
+def write_lora(factors: Mapping[str, Factors], target: str | Path, format: str = "diffusers") -> Path:
+    """Write factors to a .safetensors file, in peft's format to a folder; all or nothing.
+
+    Raises ValueError where there is nothing to write or a number is none, OSError on a full disk.
+    """
+    target, state = Path(target), lora_state(factors, format)
     lost = first_not_finite(dict(state))
     if lost:
         raise ValueError(f"{lost} is not finite, so there is no LoRA to write: tune or fuse again, in float32.")
     if not state:
         raise ValueError("This is words only, there is no LoRA to write: share the Concept folder instead.")
-    with atomic_file(file, LORA_FILE) as temporary:
-        save_file(dict(state), temporary, metadata={"format": "pt", **WRITER})
-    return file
+    if format == "peft":
+        with atomic_folder(target, PEFT_FOLDER) as temporary:
+            write_adapters(state, temporary)
+    else:
+        with atomic_file(target, LORA_FILE) as temporary:
+            save_file(state, temporary, metadata={"format": "pt", **WRITER})
+    return target
+
+
+def write_adapters(state: Mapping[str, Tensor], folder: Path) -> None:
+    """One adapter folder a network, as peft's `save_pretrained` writes it: `unet` and `text_encoder`.
+
+    The settings are those that every version of peft knows. The layers are named in full: a pattern such as `to_q`
+    would make LoRAs for other layers too.
+    """
+    (folder / "lora.json").write_text(json.dumps(WRITER) + "\n", encoding="utf-8")
+    for net in NETS:
+        own = {key.removeprefix(f"{net}."): tensor for key, tensor in state.items() if key.startswith(f"{net}.")}
+        if not own:
+            continue
+        layers = sorted({split(key)[0].removeprefix(OF_PEFT) for key in own})
+        rank = len(next(tensor for key, tensor in own.items() if "lora_A" in key))
+        settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": layers}
+        settings |= {"lora_dropout": 0.0, "bias": "none", "inference_mode": True}
+        (folder / net).mkdir()
+        text = json.dumps(settings, indent=2) + "\n"
+        (folder / net / "adapter_config.json").write_text(text, encoding="utf-8")
+        save_file(own, folder / net / "adapter_model.safetensors", metadata={"format": "pt", **WRITER})

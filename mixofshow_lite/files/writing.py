@@ -47,6 +47,7 @@ PIPELINE = Kind(
 )
 CLIP = Kind("a CLIP folder", ("open_clip_config.json",), ("open_clip_model.safetensors", "tokenizer"))
 LORA_FILE = Kind("a LoRA file written by this library")
+PEFT_FOLDER = Kind("a folder of LoRAs written by this library", ("lora.json",), ("unet", "text_encoder"))
 
 
 def check_target(target: str | Path, kind: Kind | None = None) -> None:

@@ -22,23 +22,29 @@ from pathlib import Path
 from torch import Tensor
 
 from ...files import lora_files
+from ...files.concept import Factors
 from ...model import DiffusionModel
 
 
-def lora_state(model: DiffusionModel, format: str = "diffusers") -> dict[str, Tensor]:
-    """The fused update as the tensors of a "diffusers" or "kohya" file; raises ValueError on a model not fused."""
+def fused_factors(model: DiffusionModel) -> dict[str, Factors]:
+    """The fused update, network -> module -> (down (r, d_in), up (d_out, r)); ValueError on a model not fused."""
     factors = getattr(model.report, "factors", None)
     if factors is None:
         raise ValueError(
             "This model was not fused, so it has no update to write: call weight_fusion or gradient_fusion first."
         )
-    return lora_files.lora_state(factors, format)
+    return factors
+
+
+def lora_state(model: DiffusionModel, format: str = "diffusers") -> dict[str, Tensor]:
+    """The fused update as the tensors of a "diffusers", "kohya" or "peft" file; ValueError on a model not fused."""
+    return lora_files.lora_state(fused_factors(model), format)
 
 
 def to_lora(model: DiffusionModel, file: str | Path, format: str = "diffusers") -> Path:
     """Write the fused update to a .safetensors file that `pipeline.load_lora_weights` reads; all or nothing.
 
-    `format` is "diffusers" or "kohya" (A1111, ComfyUI). Raises ValueError on a model that is not fused or whose
-    concepts are words only, OSError if it cannot be written.
+    `format` is "diffusers", "kohya" (A1111, ComfyUI) or "peft", which makes a folder with an adapter for each network.
+    Raises ValueError on a model that is not fused or whose concepts are words only, OSError if it cannot be written.
     """
-    return lora_files.write_lora(lora_state(model, format), file)
+    return lora_files.write_lora(fused_factors(model), file, format)
