@@ -115,7 +115,7 @@ def test_evaluate_prints_both_scores(tmp_path, capsys):
 def test_doctor_names_versions_and_loads_the_base(tiny_folder, capsys):
     assert main(["doctor", "--base", str(tiny_folder)]) == 0
     out = capsys.readouterr().out
-    assert "torch" in out and "16 cross-attention layers" in out and "sampling         works" in out
+    assert "torch" in out and "16 cross-attention layers" in out and "OK       sampling  works" in out
 
 
 def test_the_scorer_goes_with_the_base():
@@ -290,7 +290,7 @@ def test_warnings_are_one_line_without_source(capsys, monkeypatch):
         warnings.warn("2 of 2 pictures\nhave no caption", stacklevel=1)
         warnings.warn("torch will change", FutureWarning, stacklevel=1)
 
-    monkeypatch.setattr(cli.shows, "run_doctor", run)
+    monkeypatch.setattr(cli.doctor, "run_doctor", run)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         monkeypatch.setattr(warnings, "showwarning", lambda *a, **k: print(warnings.formatwarning(*a[:4]), end=""))

@@ -6,7 +6,8 @@ and diffusers, and `kept`, which says truthfully what is left after Ctrl-C.
 concepts   tune, convert, rename
 fusing     fuse
 pictures   sample, evaluate
-shows      demo, doctor, lab
+shows      demo, lab
+doctor     doctor
 options    what may stand behind an option
 speak      one line a sentence, in the command line's own words
 """
@@ -17,7 +18,7 @@ import sys
 from .. import __version__
 from ..engine.allocator import keep_freed_memory
 from ..threads import wait_passively
-from . import concepts, fusing, pictures, shows
+from . import concepts, doctor, fusing, pictures, shows
 from .speak import any_encoding, complain, plain_warnings, sentence
 
 SAID = (ValueError, TypeError, KeyError, OSError, ImportError, RecursionError, OverflowError)  # in one sentence
@@ -32,8 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     with plain_warnings():
         try:
             args.check(args)
-            run_command(args)
-            return 0
+            return run_command(args) or 0
         except KeyboardInterrupt:
             print(f"\nstopped; {args.kept(args)}", file=sys.stderr)
             return 130
@@ -46,10 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
-def run_command(args: argparse.Namespace) -> None:
-    """The slow half of a command, after its arguments are checked."""
+def run_command(args: argparse.Namespace) -> int | None:
+    """The slow half of a command, after its arguments are checked -> exit status, which only doctor gives."""
     keep_freed_memory()
-    args.run(args)
+    return args.run(args)
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
         pictures.add_evaluate,
         concepts.add_convert,
         concepts.add_rename,
-        shows.add_doctor,
+        doctor.add_doctor,
         shows.add_lab,
     ):
         add(commands)

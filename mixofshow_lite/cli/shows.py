@@ -1,24 +1,11 @@
-"""demo, doctor, lab: everything once, what is installed, the notebooks."""
+"""demo, lab: everything once, the notebooks."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from ..engine.allocator import SWITCH, keep_freed_memory
 from . import options
 from .speak import next_command
-
-VERSIONED = (
-    "torch",
-    "torchvision",
-    "diffusers",
-    "transformers",
-    "peft",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "open_clip_torch",
-)
 
 
 def add_demo(commands) -> None:
@@ -65,50 +52,6 @@ def kept_demo(args: argparse.Namespace) -> str:
     if any((args.out / "concepts").glob("*/concept.json")) or any((args.out / "concepts").glob(".*.pt")):
         return f"what was tuned is kept in {args.out / 'concepts'}: the same command goes on from there"
     return "nothing is kept yet (that happens at every fiftieth step of tuning)"
-
-
-def add_doctor(commands) -> None:
-    c = commands.add_parser("doctor", help="what is installed, does the base load, is there room on the disk")
-    options.add_base(c)
-    c.set_defaults(
-        check=lambda args: options.check_base(args.base), run=run_doctor, kept=lambda args: "nothing was changed"
-    )
-
-
-def run_doctor(args: argparse.Namespace) -> None:
-    import platform
-    import shutil
-    import time
-    from importlib import metadata
-
-    print(f"python           {platform.python_version()}")
-    for name in VERSIONED:
-        try:
-            print(f"{name:<16} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            print(f"{name:<16} not installed")
-    import torch
-
-    gpu = torch.cuda.is_available()
-    print(f"device           {torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} threads'}")
-    if not gpu:
-        kept = f"kept for the next layer ({SWITCH}=0 hands it back)" if keep_freed_memory() else "handed back at once"
-        print(f"freed memory     {kept}")
-    print(f"free disk        {shutil.disk_usage('.').free / 2**30:.1f} GiB")
-    start = time.perf_counter()
-    base = options.load(args)
-    took = time.perf_counter() - start
-    print(f"base             {base.base_id}, {len(base.layers)} cross-attention layers, loaded in {took:.1f} s")
-    base.sample("a photo of a cat", steps=1, progress=False)
-    print("sampling         works")
-    try:
-        from ..engine.evaluation import load_scorer
-
-        load_scorer("pocket")
-        print("evaluation       Pocket CLIP works")
-    except (ImportError, OSError) as error:
-        print(f"evaluation       {error}")
-    print(f"go on with:      {next_command('sample', 'a red cat on the beach')}")
 
 
 def add_lab(commands) -> None:
