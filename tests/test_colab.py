@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,10 @@ def test_notebooks_have_the_badge_the_cell_and_the_metadata(file):
     stamped = stamp.stamp(notebook, file.stem) == notebook
     tags = [cell for cell in notebook.cells if "setup" in cell.metadata.get("tags", ())]
     assert all(cell.source == stamp.SETUP for cell in tags), "run: python .ci/stamp.py notebooks/*.ipynb"
-    if file.stem in UNSTAMPED:
-        assert not stamped, f"{file.stem} is stamped: take it off UNSTAMPED"
-    else:
+    if file.stem not in UNSTAMPED:
         assert stamped and len(tags) == 1, "run: python .ci/stamp.py notebooks/*.ipynb"
+    elif stamped:
+        warnings.warn(f"{file.stem} is stamped by now: take it off UNSTAMPED", stacklevel=1)
 
 
 def test_stamping_is_idempotent_and_keeps_the_rest():
