@@ -7,12 +7,12 @@ import json
 import struct
 import threading
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mixofshow_lite.course.widgets import page as canvas_page
 from mixofshow_lite.course.widgets import render_regions, sampling, scene
 from mixofshow_lite.engine.regional import Region
 
@@ -431,8 +431,7 @@ def test_a_canvas_without_a_model_paints_only():
 
 
 def test_the_page_is_plain_and_fetches_nothing():
-    module, style = (Path(scene.__file__).with_name(f"region_canvas.{kind}") for kind in ("js", "css"))
-    text = module.read_text("utf-8") + style.read_text("utf-8")
+    text = canvas_page.module() + canvas_page.STYLE.read_text("utf-8")
     for forbidden in ("https://", "import(", "import {", "@import", "url(", "fetch(", "eval("):
         assert forbidden not in text, forbidden
     assert text.count("http://") == text.count("http://www.w3.org/2000/svg")

@@ -2,9 +2,9 @@
 
 import json
 import os
-from pathlib import Path
 
-WIDGETS = Path(__file__).parents[2] / "mixofshow_lite" / "course" / "widgets"
+from mixofshow_lite.course.widgets import page
+
 SLOW = float(os.environ.get("SLOW", 1))
 MODEL = """
 class Model {
@@ -27,9 +27,9 @@ class Model {
 
 def html(state: dict, attributes: str = "") -> str:
     """A page that holds the canvas with `state`; `window.model` is its model, `window.again()` draws its view anew."""
-    module = json.dumps((WIDGETS / "region_canvas.js").read_text("utf-8"))
+    module = json.dumps(page.module())
     return f"""<!doctype html><html><head><meta charset="utf-8">
-    <style>body {{ margin: 16px; }} {(WIDGETS / "region_canvas.css").read_text("utf-8")}</style></head>
+    <style>body {{ margin: 16px; }} {page.STYLE.read_text("utf-8")}</style></head>
     <body {attributes}><div id="canvas"></div><script type="module">{MODEL}
     const url = URL.createObjectURL(new Blob([{module}], {{ type: "text/javascript" }}));
     const widget = (await import(url)).default();

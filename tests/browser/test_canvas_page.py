@@ -19,6 +19,7 @@ def state(**changes):
     start = {"prompt": "two friends", "negative_prompt": "", "seed": 3, "seed_locked": True, "steps": 25}
     start |= {"_regions": [], "_background": "", "_history": [], "_running": False, "_can_sample": True}
     start |= {"_size": [128, 128], "_raster": [256, 256], "_presets": PRESETS, "_palette": ["#2f6fd6", "#bb510d"]}
+    start["_header"] = {"format": "mixofshow-regions", "version": 1}
     return start | changes
 
 

@@ -1,8 +1,8 @@
 """The region canvas (paper 3.4): paint where each prompt belongs, sample, see the picture grow, try again.
 
 `RegionCanvas` only wires: what regions are is in `scene.py`, sampling in `sampling.py`, the static picture in
-`drawing.py`, the page in `region_canvas.js` and `.css` (a plain ES module, nothing is fetched). Sampling runs in a
-thread, because the kernel reads the page's messages, "cancel" among them, only while its main thread is free.
+`drawing.py`, the page in `page.py` and the JavaScript that it joins. Sampling runs in a thread, because the kernel
+reads the page's messages, "cancel" among them, only while its main thread is free.
 """
 
 import base64
@@ -25,9 +25,9 @@ from ...engine.regional import Region
 from ...files.pictures import open_picture, plain
 from . import scene
 from .drawing import render_regions
+from .page import STYLE, module
 from .sampling import Cancelled, Sample, draw, to_bytes
 
-HERE = Path(__file__).parent
 HISTORY = 24  # samples kept
 THUMBNAIL = 160  # pixels
 MOST_STEPS, LARGEST_SEED = 1000, 2**32 - 1
@@ -47,8 +47,8 @@ class RegionCanvas(anywidget.AnyWidget):
     Raises ValueError on regions, presets or JSON that make no sense, traitlets.TraitError on such seeds and steps.
     """
 
-    _esm = HERE / "region_canvas.js"
-    _css = HERE / "region_canvas.css"
+    _esm = module()
+    _css = STYLE
 
     prompt = traitlets.Unicode().tag(sync=True)
     negative_prompt = traitlets.Unicode().tag(sync=True)
@@ -65,6 +65,7 @@ class RegionCanvas(anywidget.AnyWidget):
     _raster = traitlets.List([scene.RASTER, scene.RASTER]).tag(sync=True)  # width, height of masks
     _presets = traitlets.List().tag(sync=True)  # [name, [[region's name, box, weight], ...]]
     _palette = traitlets.List(list(scene.PALETTE)).tag(sync=True)
+    _header = traitlets.Dict(scene.HEADER).tag(sync=True)  # how a file of regions begins
 
     def __init__(
         self,

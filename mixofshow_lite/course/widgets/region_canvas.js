@@ -1,16 +1,15 @@
 /**
- * Region canvas: paint where each prompt belongs (paper 3.4), sample, try again. Wired to Python by canvas.py.
+ * Region canvas, part 4: the page. Paint where each prompt belongs (paper 3.4), sample, try again. canvas.py joins the
+ * four parts (region_geometry, region_state, region_gestures, this one) into one module and wires it to Python.
  *
  * State that Python shares (traits):  _regions, prompt, negative_prompt, seed, seed_locked, steps, _background, _history.
  * State of the page alone (session):  undo and redo, the selected region, the tool. It outlives a view that is redrawn.
- *
- * An entry of _regions is {id, name, color, prompt, negative_prompt, weight, box | mask, options}; boxes are
- * [left, top, right, bottom] in fractions, masks base64 PNGs of `_raster` pixels. Entries are never changed in place.
- * One gesture (pointer down to up, key down to up) is one commit: one step of undo, one message to the kernel.
  */
 
-const LEAST = 0.02; // smallest side of a box
-const NUDGE = 0.02; // what an arrow key moves
+import { LEAST, clamp, fromRGBA, inkOn, percent, round, tint, toRGBA } from "./region_geometry.js";
+import { followPython, newSession, pixelsOf, regionState, remember } from "./region_state.js";
+import { gestures } from "./region_gestures.js";
+
 const SILENCE = 6000; // milliseconds without an answer before we say so
 const KEYS = [
   ["V, B, P, E", "select, box, paint, erase"],
@@ -70,53 +69,11 @@ function field(label, input, className = "") {
   return make("label", { class: `mos-field ${className}` }, make("span", {}, label), input);
 }
 
-// Geometry, in fractions of the picture
-
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-const round = (box) => box.map((side) => Math.round(side * 1e4) / 1e4);
-const percent = (value) => Math.round(value * 1000) / 10;
-
-function moved([l, t, r, b], dx, dy) {
-  [dx, dy] = [clamp(dx, -l, 1 - r), clamp(dy, -t, 1 - b)];
-  return round([l + dx, t + dy, r + dx, b + dy]);
-}
-
-/** The box with the sides that `handle` names ("n", "se", …) moved. */
-function resized([l, t, r, b], handle, dx, dy) {
-  if (handle.includes("w")) l = clamp(l + dx, 0, r - LEAST);
-  if (handle.includes("e")) r = clamp(r + dx, l + LEAST, 1);
-  if (handle.includes("n")) t = clamp(t + dy, 0, b - LEAST);
-  if (handle.includes("s")) b = clamp(b + dy, t + LEAST, 1);
-  return round([l, t, r, b]);
-}
-
-function spanned([x0, y0], [x1, y1]) {
-  return round([Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)]);
-}
-
-/** Black or white, whichever reads better on "#rrggbb". */
-function inkOn(color) {
-  const [r, g, b] = [1, 3, 5].map((i) => (parseInt(color.slice(i, i + 2), 16) / 255) ** 2.2);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
-}
-
-const inside = ([x, y], [l, t, r, b]) => x >= l && x <= r && y >= t && y <= b;
-
-// Masks: Uint8Array of width * height, 255 inside
-
-const decoded = new Map(); // base64 -> pixels
-const RECENT = 400;
-
-function remember(text, pixels) {
-  decoded.set(text, pixels);
-  if (decoded.size > RECENT) decoded.delete(decoded.keys().next().value);
-}
+// Masks as the model of Python has them: base64 PNGs of `_raster` pixels
 
 function encode(pixels, [width, height]) {
   const canvas = make("canvas", { width, height });
-  const image = new ImageData(width, height);
-  for (let i = 0; i < pixels.length; i++) image.data.set([pixels[i], pixels[i], pixels[i], 255], 4 * i);
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  canvas.getContext("2d").putImageData(new ImageData(toRGBA(pixels), width, height), 0, 0);
   const text = canvas.toDataURL("image/png").split(",")[1];
   remember(text, pixels);
   return text;
@@ -128,339 +85,40 @@ async function decode(text, [width, height]) {
   await image.decode();
   const context = make("canvas", { width, height }).getContext("2d", { willReadFrequently: true });
   context.drawImage(image, 0, 0, width, height);
-  const bytes = context.getImageData(0, 0, width, height).data;
-  remember(text, Uint8Array.from({ length: width * height }, (_, i) => bytes[4 * i]));
+  remember(text, fromRGBA(context.getImageData(0, 0, width, height).data));
 }
-
-/** The box around what is painted, null where nothing is. */
-function bounds(pixels, [width, height]) {
-  let [l, t, r, b] = [width, height, 0, 0];
-  for (let i = 0; i < pixels.length; i++) {
-    if (!pixels[i]) continue;
-    const [x, y] = [i % width, Math.floor(i / width)];
-    [l, t, r, b] = [Math.min(l, x), Math.min(t, y), Math.max(r, x + 1), Math.max(b, y + 1)];
-  }
-  return r ? [l / width, t / height, r / width, b / height] : null;
-}
-
-function filled([l, t, r, b], [width, height]) {
-  const pixels = new Uint8Array(width * height);
-  for (let y = Math.round(t * height); y < Math.round(b * height); y++)
-    pixels.fill(255, y * width + Math.round(l * width), y * width + Math.round(r * width));
-  return pixels;
-}
-
-/** Press a round brush into the pixels: full within (1 - softness) of its radius, falling to nothing at its rim. */
-function stamp(pixels, [width, height], [x, y], brush, softness, erase) {
-  const radius = Math.max(0.5, (brush * Math.max(width, height)) / 2);
-  const [cx, cy] = [x * width, y * height];
-  for (let row = Math.max(0, Math.floor(cy - radius)); row < Math.min(height, cy + radius); row++) {
-    for (let column = Math.max(0, Math.floor(cx - radius)); column < Math.min(width, cx + radius); column++) {
-      const far = Math.hypot(column + 0.5 - cx, row + 0.5 - cy) / radius;
-      if (far > 1) continue;
-      const ink = softness ? Math.round(255 * clamp((1 - far) / softness, 0, 1)) : 255;
-      const i = row * width + column;
-      pixels[i] = erase ? Math.min(pixels[i], 255 - ink) : Math.max(pixels[i], ink);
-    }
-  }
-}
-
-/** The pixels of the box `from`, stretched over the box `to`. */
-function stretched(pixels, [width, height], from, to) {
-  const result = new Uint8Array(pixels.length);
-  const scale = [0, 1].map((i) => (from[i + 2] - from[i]) / (to[i + 2] - to[i]));
-  const [left, top, right, bottom] = to.map((side, i) => Math.round(side * (i % 2 ? height : width)));
-  for (let row = top; row < bottom; row++) {
-    for (let column = left; column < right; column++) {
-      const x = Math.floor((from[0] + ((column + 0.5) / width - to[0]) * scale[0]) * width);
-      const y = Math.floor((from[1] + ((row + 0.5) / height - to[1]) * scale[1]) * height);
-      result[row * width + column] = pixels[clamp(y, 0, height - 1) * width + clamp(x, 0, width - 1)];
-    }
-  }
-  return result;
-}
-
-// The widget
 
 export default () => {
-  const session = { undo: [], redo: [], known: [], selected: null, tool: "select", brush: 0.12, soft: 0, hidden: false };
-
-  /** Changes that come from Python can be undone too. */
-  function initialize({ model }) {
-    session.known = model.get("_regions");
-    model.on("change:_regions", () => {
-      const now = model.get("_regions");
-      if (now === session.known) return;
-      session.undo.push(session.known);
-      session.redo.length = 0;
-      session.known = now;
-    });
-  }
+  const session = newSession();
+  const initialize = ({ model }) => followPython(session, model);
 
   function render({ model, el }) {
-    const pixelsOf = (entry) => entry.pixels ?? decoded.get(entry.mask);
-    const size = model.get("_raster");
     const [height, width] = model.get("_size");
     const tall = (1000 * height) / width; // the drawing is 1000 units wide
-    let gesture = null; // {update(point), done() -> [regions, words], key | pointer}
-    let draft = null; // the regions while a gesture lasts
-    let cursor = null; // the brush, [x, y]
     let preview = null; // object URL of the growing picture
     let waiting = null; // timer of an unanswered message
+    let tinted = null; // what the masks' layer shows: pixels, colour and strength of each; null during a gesture
 
-    const regions = () => draft ?? model.get("_regions");
-    const chosen = () => regions().find((entry) => entry.id === session.selected) ?? null;
-    const painting = () => session.tool === "brush" || session.tool === "eraser";
-    const shapeOf = (entry) => entry.box ?? (pixelsOf(entry) && bounds(pixelsOf(entry), size));
-    const say = (words) => (status.textContent = words);
+    const page = { place, hold, drawStage, refresh, say, setTool, toggleRegions };
+    page.encode = (pixels) => encode(pixels, size);
+    page.writePrompt = () => prompt.focus();
+    const state = regionState(model, session, page);
+    const { size, regions, chosen, painting, shapeOf, edit, describe, select, neighbour, remove, reorder, add } = state;
+    const gesture = gestures(state, session, page);
 
-    function commit(next, words) {
-      session.undo.push(session.known);
-      session.redo.length = 0;
-      show(next, words);
+    function say(words) {
+      status.textContent = words;
     }
 
-    function show(next, words) {
-      session.known = next;
-      draft = null;
-      model.set("_regions", next);
-      model.save_changes();
-      if (words) say(words);
-      refresh();
-    }
-
-    function travel(from, to, word) {
-      if (!from.length) return say(`Nothing to ${word}.`);
-      to.push(session.known);
-      show(from.pop(), word === "undo" ? "Undone." : "Done again.");
-    }
-
-    const undo = () => travel(session.undo, session.redo, "undo");
-    const redo = () => travel(session.redo, session.undo, "redo");
-    const replaced = (id, change) => regions().map((entry) => (entry.id === id ? { ...entry, ...change } : entry));
-
-    function edit(change, words) {
-      if (chosen()) commit(replaced(session.selected, change), words);
-    }
-
-    function fresh(shape) {
-      const all = regions();
-      const palette = model.get("_palette");
-      const color = palette.find((c) => !all.some((entry) => entry.color === c)) ?? palette[all.length % palette.length];
-      let number = all.length + 1;
-      while (all.some((entry) => entry.name === `Region ${number}`)) number++;
-      const id = `p${Date.now().toString(36)}${Math.floor(Math.random() * 1e6).toString(36)}`;
-      const texts = { name: `Region ${number}`, color, prompt: "", negative_prompt: "" };
-      return { id, ...texts, weight: 1, box: null, mask: null, options: {}, ...shape };
-    }
-
-    function describe(entry) {
-      const box = shapeOf(entry);
-      const place = box ? `left ${percent(box[0])}, top ${percent(box[1])}, right ${percent(box[2])}, bottom ${percent(box[3])} percent` : "";
-      return `${entry.name}, ${entry.box ? "box" : "mask"}, ${place}${entry.prompt ? `, ${entry.prompt}` : ", no prompt yet"}`;
-    }
-
-    function select(id, words = true) {
-      session.selected = id;
-      refresh();
-      if (words && chosen()) say(describe(chosen()));
-    }
-
-    function neighbour(step) {
-      const all = regions();
-      const at = all.findIndex((entry) => entry.id === session.selected);
-      if (all.length) select(all[at < 0 ? (step > 0 ? 0 : all.length - 1) : (at + step + all.length) % all.length].id);
-    }
-
-    function remove() {
-      const gone = chosen();
-      if (!gone) return;
-      const all = regions();
-      const at = all.indexOf(gone);
-      session.selected = (all[at + 1] ?? all[at - 1])?.id ?? null;
-      commit(all.filter((entry) => entry !== gone), `${gone.name} deleted.`);
-    }
-
-    function reorder(step) {
-      const next = [...regions()];
-      const at = next.indexOf(chosen());
-      if (at < 0 || !next[at + step]) return;
-      [next[at], next[at + step]] = [next[at + step], next[at]];
-      commit(next, `${chosen().name} is now ${at + step + 1} of ${next.length}.`);
-    }
-
-    function add() {
-      const shift = (regions().length % 6) * 0.04;
-      const entry = fresh({ box: round([0.25 + shift, 0.25 + shift, 0.65 + shift, 0.65 + shift]) });
-      session.selected = entry.id;
-      setTool("select");
-      commit([...regions(), entry], `Added: ${describe(entry)}. Enter writes its prompt.`);
-    }
-
-    function applyPreset(name) {
-      const parts = model.get("_presets").find(([title]) => title === name)[1];
-      const next = parts.map(([title, box, weight], i) => {
-        const old = regions()[i] ?? {};
-        const kept = { id: old.id, color: old.color, prompt: old.prompt ?? "", negative_prompt: old.negative_prompt ?? "" };
-        const color = kept.color ?? model.get("_palette")[i % model.get("_palette").length];
-        return { ...fresh({ box }), ...kept, id: kept.id ?? `${fresh({}).id}${i}`, color, name: title, weight };
-      });
-      session.selected = next[0].id;
-      commit(next, `${name}: regions laid out (${next.length}). Undo brings the old ones back.`);
-    }
-
-    // Gestures: each returns what a move does, and what is committed at the end
-
-    function drawing(start) {
-      const entry = fresh({ box: [...start, ...start] });
-      const before = regions();
-      return {
-        update: (to) => (draft = [...before, { ...entry, box: spanned(start, to) }]),
-        done() {
-          if (!draft) return null; // a click
-          const made = draft.at(-1);
-          if (made.box[2] - made.box[0] < LEAST || made.box[3] - made.box[1] < LEAST)
-            return say("That box is too small: drag from one corner to the other.");
-          session.selected = made.id;
-          setTool("select");
-          return [draft, `Drawn: ${describe(made)}. Enter writes its prompt.`];
-        },
-      };
-    }
-
-    function shaping(entry, change) {
-      const from = shapeOf(entry);
-      const base = pixelsOf(entry);
-      return {
-        update(to) {
-          const box = change(from, to);
-          draft = replaced(entry.id, entry.box ? { box } : { pixels: stretched(base, size, from, box) });
-        },
-        done: () => draft && [draft, describe(chosen())],
-      };
-    }
-
-    function brushing(erase) {
-      let entry = chosen();
-      if (!entry && erase) return say("Choose a region to erase from.");
-      const before = entry ? regions() : [...regions(), (entry = fresh({ mask: "" }))];
-      const pixels = entry.box ? filled(entry.box, size) : (pixelsOf(entry)?.slice() ?? new Uint8Array(size[0] * size[1]));
-      let last = null;
-      return {
-        update(to) {
-          const steps = last ? Math.ceil((6 * Math.hypot(to[0] - last[0], to[1] - last[1])) / session.brush) : 1;
-          for (let i = 1; i <= Math.max(1, steps); i++) {
-            const at = last ? [0, 1].map((k) => last[k] + ((to[k] - last[k]) * i) / Math.max(1, steps)) : to;
-            stamp(pixels, size, at, session.brush, session.soft, erase);
-          }
-          last = to;
-          session.selected = entry.id;
-          draft = before.map((other) => (other.id === entry.id ? { ...other, box: null, mask: "", pixels } : other));
-        },
-        done() {
-          if (bounds(pixels, size)) return draft && [draft, `${entry.name} ${erase ? "erased from" : "painted"}.`];
-          session.selected = null;
-          return [before.filter((other) => other.id !== entry.id), `Nothing is left of ${entry.name}: it is gone. Undo brings it back.`];
-        },
-      };
-    }
-
-    function begin(kind, point) {
-      gesture = kind ?? null;
-      if (gesture && point) gesture.update(point);
-      drawStage();
-    }
-
-    function finish() {
-      if (!gesture) return;
-      const result = gesture.done();
-      gesture = null;
-      if (!Array.isArray(result)) return abort();
-      const [next, words] = result;
-      commit(next.map(({ pixels, ...entry }) => (pixels ? { ...entry, mask: encode(pixels, size) } : entry)), words);
-    }
-
-    function abort() {
-      gesture = draft = null;
-      refresh();
-    }
-
-    // Pointer: mouse, pen, finger
-
-    function at(event) {
+    /** Where an event is, in fractions of the picture. */
+    function place(event) {
       const frame = stage.getBoundingClientRect();
       return [clamp((event.clientX - frame.left) / frame.width, 0, 1), clamp((event.clientY - frame.top) / frame.height, 0, 1)];
     }
 
-    function down(event) {
-      if (event.button || gesture) return;
-      event.preventDefault();
-      svg.focus({ preventScroll: true }); // before anything changes: a field that loses the focus commits what it holds
-      const point = at(event);
-      const handle = event.target.dataset?.handle;
-      const hit = [...regions()].reverse().filter((entry) => shapeOf(entry) && inside(point, shapeOf(entry)));
-      const entry = hit.find((one) => one.id === session.selected) ?? hit[0];
-      if (painting()) begin(brushing(session.tool === "eraser"), point);
-      else if (handle) begin(shaping(chosen(), (box, to) => resized(box, handle, to[0] - point[0], to[1] - point[1])));
-      else if (session.tool === "box") begin(drawing(point));
-      else {
-        select(entry?.id ?? null);
-        if (entry) begin(shaping(entry, (box, to) => moved(box, to[0] - point[0], to[1] - point[1])));
-        else begin(drawing(point));
-      }
-      if (gesture) {
-        gesture.pointer = event.pointerId;
-        svg.setPointerCapture(event.pointerId);
-      }
-    }
-
-    function move(event) {
-      cursor = at(event);
-      if (gesture?.pointer === event.pointerId) gesture.update(cursor);
-      else if (!painting()) return;
-      drawStage();
-    }
-
-    // Keyboard
-
-    function key(event) {
-      const command = event.ctrlKey || event.metaKey;
-      const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-      const arrow = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[name];
-      const actions = {
-        Escape: () => (gesture ? abort() : select(null)),
-        Delete: remove, Backspace: remove, n: add,
-        "[": () => neighbour(-1), "]": () => neighbour(1),
-        Enter: () => (chosen() ? prompt.focus() : add()),
-        v: () => setTool("select"), b: () => setTool("box"), p: () => setTool("brush"), e: () => setTool("eraser"),
-        h: toggleRegions,
-      };
-      if (arrow) arrowKey(arrow, event.shiftKey, name);
-      else if (name === " " && painting()) paintKey(name);
-      else if (!command && !event.altKey && actions[name]) actions[name]();
-      else return;
-      event.preventDefault();
-    }
-
-    function arrowKey([dx, dy], shift, name) {
-      if (painting()) {
-        cursor ??= [0.5, 0.5];
-        if (shift) paintKey(name);
-        cursor = [clamp(cursor[0] + dx * NUDGE, 0, 1), clamp(cursor[1] + dy * NUDGE, 0, 1)];
-        gesture?.update(cursor);
-        if (!gesture) say(`Brush at ${percent(cursor[0])}, ${percent(cursor[1])} percent.`);
-        return drawStage();
-      }
-      const entry = chosen();
-      if (!entry || !shapeOf(entry) || gesture?.pointer != null) return;
-      const nudged = (box) => (shift ? resized(box, "se", dx * NUDGE, dy * NUDGE) : moved(box, dx * NUDGE, dy * NUDGE));
-      begin({ ...shaping(entry, nudged), key: name }, [0, 0]);
-    }
-
-    function paintKey(name) {
-      cursor ??= [0.5, 0.5];
-      if (!gesture) begin(brushing(session.tool === "eraser"), cursor);
-      if (gesture) gesture.key ??= name;
+    function hold(pointer) {
+      if (pointer === undefined) svg.focus({ preventScroll: true });
+      else svg.setPointerCapture(pointer);
     }
 
     /** Keys of the whole widget; none of them may reach the notebook, where "b" adds a cell and "dd" deletes one. */
@@ -470,8 +128,8 @@ export default () => {
       const name = event.key.toLowerCase();
       if (!(event.ctrlKey || event.metaKey)) return;
       if (name === "enter" && model.get("_can_sample")) sample();
-      else if (name === "z" && !text) event.shiftKey ? redo() : undo();
-      else if (name === "y" && !text) redo();
+      else if (name === "z" && !text) event.shiftKey ? state.redo() : state.undo();
+      else if (name === "y" && !text) state.redo();
       else return;
       event.preventDefault();
     }
@@ -531,13 +189,13 @@ export default () => {
     function restore(index) {
       const { picture, regions: then, ...settings } = model.get("_history")[index];
       for (const [key, value] of Object.entries({ ...settings, _background: picture })) model.set(key, value);
-      commit(then, `Sample with seed ${settings.seed} and its regions (${then.length}) are back.`);
+      state.commit(then, `Sample with seed ${settings.seed} and its regions (${then.length}) are back.`);
       model.send({ type: "restore", index }); // Python has the picture in full
     }
 
     function exportFile() {
       const settings = Object.fromEntries(["prompt", "negative_prompt", "seed", "steps"].map((key) => [key, model.get(key)]));
-      const text = JSON.stringify({ format: "mixofshow-regions", version: 1, ...settings, regions: model.get("_regions") }, null, 1);
+      const text = JSON.stringify({ ...model.get("_header"), ...settings, regions: model.get("_regions") }, null, 1);
       const href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
       make("a", { href, download: "regions.json" }).click();
       setTimeout(() => URL.revokeObjectURL(href), 1000);
@@ -576,10 +234,10 @@ export default () => {
     brush.addEventListener("input", () => ((session.brush = Number(brush.value)), drawStage()));
     soft.addEventListener("input", () => ((session.soft = Number(soft.value)), drawStage()));
     const brushes = make("div", { class: "mos-brushes" }, field("Size", brush), field("Softness", soft));
-    const back = button("undo", "Undo (Ctrl+Z)", undo);
-    const forth = button("redo", "Redo (Ctrl+Y)", redo);
+    const back = button("undo", "Undo (Ctrl+Z)", state.undo);
+    const forth = button("redo", "Redo (Ctrl+Y)", state.redo);
     const eye = button("eye", "Show regions (H)", toggleRegions);
-    const layout = make("select", { title: "Lay out regions", "aria-label": "Layout", onchange: () => ((applyPreset(layout.value)), (layout.value = "")) });
+    const layout = make("select", { title: "Lay out regions", "aria-label": "Layout", onchange: () => (state.applyPreset(layout.value), (layout.value = "")) });
     layout.append(make("option", { value: "" }, "Layout …"), ...model.get("_presets").map(([title]) => make("option", { value: title }, title)));
     const file = make("input", { type: "file", accept: ".json,application/json", hidden: true, onchange: importFile });
     const gap = () => make("span", { class: "mos-gap" });
@@ -592,10 +250,8 @@ export default () => {
     const ink = make("canvas", { width: size[0], height: size[1], "aria-hidden": "true" });
     const help = `mos-help-${Math.floor(Math.random() * 1e9)}`;
     const svg = make("svg", { viewBox: `0 0 1000 ${tall}`, tabindex: 0, role: "application", "aria-roledescription": "region canvas", "aria-describedby": help,
-      onpointerdown: down, onpointermove: move, onpointerup: finish, onpointercancel: abort, onkeydown: key,
-      onpointerleave: () => !gesture && ((cursor = null), drawStage()),
-      onkeyup: (event) => { if (gesture?.key === event.key || gesture?.key === event.key.toLowerCase()) finish(); },
-      onblur: () => gesture?.key && finish() });
+      onpointerdown: gesture.down, onpointermove: gesture.move, onpointerup: gesture.finish, onpointercancel: gesture.abort,
+      onpointerleave: gesture.leave, onkeydown: gesture.key, onkeyup: gesture.keyUp, onblur: gesture.blur });
     const hint = make("p", { class: "mos-hint" }, "Drag to draw a region");
     const stage = make("div", { class: "mos-stage", style: `aspect-ratio: ${width} / ${height}` }, picture, ink, svg, hint);
 
@@ -669,23 +325,16 @@ export default () => {
     }
 
     function drawMasks() {
+      const shown = session.hidden ? [] : regions().filter((one) => !one.box);
+      for (const entry of shown.filter((one) => !pixelsOf(one))) decode(entry.mask, size).then(refresh, () => {});
+      const masks = shown.filter(pixelsOf);
+      const layers = masks.map((one) => [pixelsOf(one), one.color, one.id === session.selected ? 0.6 : 0.42]);
+      // Composing takes time, and every move of the pointer comes here; a gesture changes pixels in place.
+      const now = gesture.busy() ? null : layers.flat();
+      if (now?.length === tinted?.length && now?.every((value, i) => value === tinted[i])) return;
+      tinted = now;
       const image = new ImageData(...size);
-      for (const entry of session.hidden ? [] : regions().filter((one) => !one.box)) {
-        const pixels = pixelsOf(entry);
-        if (!pixels) {
-          decode(entry.mask, size).then(refresh, () => {});
-          continue;
-        }
-        const ink = [1, 3, 5].map((i) => parseInt(entry.color.slice(i, i + 2), 16));
-        const strength = entry.id === session.selected ? 0.6 : 0.42;
-        for (let i = 0; i < pixels.length; i++) {
-          if (!pixels[i]) continue;
-          const [new_, old] = [(pixels[i] / 255) * strength, image.data[4 * i + 3] / 255];
-          const alpha = new_ + old * (1 - new_);
-          for (let c = 0; c < 3; c++) image.data[4 * i + c] = (ink[c] * new_ + image.data[4 * i + c] * old * (1 - new_)) / alpha;
-          image.data[4 * i + 3] = 255 * alpha;
-        }
-      }
+      for (const layer of layers) tint(image.data, ...layer);
       ink.getContext("2d").putImageData(image, 0, 0);
     }
 
@@ -720,6 +369,7 @@ export default () => {
       const all = regions();
       const top = [...all].sort((a, b) => (a.id === session.selected) - (b.id === session.selected));
       svg.replaceChildren(...(session.hidden ? [] : top.map((entry) => drawRegion(entry, unit)).filter(Boolean)));
+      const cursor = gesture.cursor();
       if (painting() && cursor) {
         const place = { cx: cursor[0] * 1000, cy: cursor[1] * tall, r: (session.brush * Math.max(1000, tall)) / 2 };
         svg.append(make("circle", { ...place, class: "mos-cursor mos-dark" }), make("circle", { ...place, class: "mos-cursor" }));
@@ -805,7 +455,7 @@ export default () => {
     }
 
     function fromPython() {
-      if (!gesture) draft = null;
+      if (!gesture.busy()) state.sketch(null);
       refresh();
     }
 

@@ -28,6 +28,7 @@ from ...engine.regional import Region
 from ...files.pictures import unlimited
 
 FORMAT, VERSION = "mixofshow-regions", 1
+HEADER = {"format": FORMAT, "version": VERSION}  # how a file of regions begins
 RASTER = 256  # pixels of a mask's longer side
 LARGEST = 8192  # a mask picture with a longer side is refused, not unpacked
 PALETTE = (
@@ -218,7 +219,7 @@ def from_regions(regions: Sequence[Region], pixels: tuple[int, int], old: Sequen
 
 def to_json(settings: Mapping, entries: Sequence[Mapping]) -> str:
     """The canvas as a text to keep: prompt, negative_prompt, seed, steps and the regions."""
-    return json.dumps({"format": FORMAT, "version": VERSION, **settings, "regions": list(entries)}, indent=1)
+    return json.dumps({**HEADER, **settings, "regions": list(entries)}, indent=1)
 
 
 def from_json(text: str | bytes, pixels: tuple[int, int]) -> tuple[dict, list[dict]]:
