@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .kinds import AS_EMBEDDING
+from .kinds import ADVICE, EMBEDDING
 
 ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 BEGINNING = 2**16  # bytes at the start of a pickle in which its names stand, before the tensors
@@ -24,7 +24,7 @@ def read_pickle(file: Path):
     except pickle.UnpicklingError as error:
         with open(file, "rb") as opened:  # an embedding of the first programs keeps its rows in a ParameterDict
             if b"string_to_param" in opened.read(BEGINNING):
-                raise ValueError(f"{file.name} is a textual-inversion embedding: {AS_EMBEDDING}.") from error
+                raise ValueError(f"{file.name} is {EMBEDDING}: {ADVICE[EMBEDDING]}.") from error
         raise ValueError(
             f"{file} holds more than tensors, or is no pickle at all, and was refused, because opening it could run "
             "somebody's program: ask its author for a safetensors file."
