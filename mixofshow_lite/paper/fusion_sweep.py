@@ -66,48 +66,60 @@ def fusion_sweep(
     The claims compare every way with `against`, identity only; `about["means"]` has all three numbers of each way. The
     figure sets identity against drift.
     """
-    scorer, rows, pictures = load_scorer(scorer), [], {}
+    scorer, labels = load_scorer(scorer), (ALONE, AVERAGE, *ways)
+    options = {"groups": {k: list(v) for k, v in groups.items()}, "ways": dict(ways), "prompts": list(prompts)}
+    study = Study(name, [], about=about(base, **options, seeds=list(seeds), pictures=n))
     for group, names in groups.items():
         references = {member: scorer.image_features(data[member].pictures) for member in names}
         for seed in seeds:
             concepts = {member: tuned(base, data[member], "ed_lora", seed, folder, steps=steps) for member in names}
-            for way in (ALONE, AVERAGE, *ways):
-                fused, moved = None, 0.0
-                if way == AVERAGE:
-                    fused = weight_fusion(base, list(concepts.values()))
-                elif way != ALONE:
-                    fused = gradient_fusion(base, list(concepts.values()), progress=False, **ways[way])
-                if fused is not None:
-                    moved = drift(base, fused, PLAIN, seeds=(0, 1), progress=False).share
+            for way in labels:
+                fused, moved = fuse(base, list(concepts.values()), way, ways.get(way, {}))
                 for member, concept in concepts.items():
-                    model = fused or base.with_concept(concept)
-                    drawn = []
-                    for prompt in prompts:
-                        drawn += model.sample(prompt.format(concept.phrase), n=n, seed=SEED, progress=False)
-                    pictures.setdefault((member, way), [drawn[0], drawn[n]])
+                    drawn = draw(fused or base.with_concept(concept), concept.phrase, prompts, n)
+                    study.pictures.setdefault((member, way), [drawn[0], drawn[n]])
                     row = {"group": group, "way": way, "concept": member, "seed": seed}
                     row["identity"] = float(image_scores(drawn, data[member].pictures, scorer).mean())
                     row["identified"] = identified(scorer.image_features(drawn), references, member)
-                    rows.append(row | {"drift": moved})
-                found = [row for row in rows if row["way"] == way and row["group"] == group]
+                    study.rows.append(row | {"drift": moved})
+                found = [row for row in study.rows if row["way"] == way and row["group"] == group]
                 print(f"{group} {way:18}" + "".join(f"  {k} {v:.3f}" for k, v in means(found).items()), flush=True)
-    options = {"groups": {k: list(v) for k, v in groups.items()}, "ways": dict(ways), "prompts": list(prompts)}
-    options |= {"seeds": list(seeds), "pictures": n}
-    study = Study(name, rows, pictures=pictures, about=about(base, **options))
+    conclude(study, tuple(groups), tuple(ways), against)
+    return study
+
+
+def fuse(base: DiffusionModel, concepts: list, way: str, settings: Mapping) -> tuple[DiffusionModel | None, float]:
+    """One way's fused model and its drift; (None, 0) for `alone`, where each concept is drawn by itself."""
+    if way == ALONE:
+        return None, 0.0
+    if way == AVERAGE:
+        fused = weight_fusion(base, concepts)
+    else:
+        fused = gradient_fusion(base, concepts, progress=False, **settings)
+    return fused, drift(base, fused, PLAIN, seeds=(0, 1), progress=False).share
+
+
+def draw(model: DiffusionModel, phrase: str, prompts: Sequence[str], n: int) -> list:
+    """n pictures of a concept at every held-out place."""
+    return [p for prompt in prompts for p in model.sample(prompt.format(phrase), n=n, seed=SEED, progress=False)]
+
+
+def conclude(study: Study, groups: Sequence[str], ways: Sequence[str], against: str) -> None:
+    """Give a study of complete rows its claims, its means and its figure."""
     than = "by averaging" if against == AVERAGE else f"by {against}"
     for way in ways:
         if way != against:
-            found = difference(rows, "way", way, against, "identity")
+            found = difference(study.rows, "way", way, against, "identity")
             study.claim(f"{way}: more of each identity than {than}", found)
-    labels = (ALONE, AVERAGE, *ways)
-    study.about["means"] = {way: means([row for row in rows if row["way"] == way]) for way in labels}
-    by_group = {group: [row for row in rows if row["group"] == group] for group in groups}
-    study.about["means by group"] = {
-        group: {way: means([row for row in own if row["way"] == way]) for way in labels}
-        for group, own in by_group.items()
-    }
+    by_group = {group: [row for row in study.rows if row["group"] == group] for group in groups}
+    study.about["means"] = means_by_way(study.rows, ways)
+    study.about["means by group"] = {group: means_by_way(rows, ways) for group, rows in by_group.items()}
     study.figure = figure(study.about["means by group"])
-    return study
+
+
+def means_by_way(rows: Sequence[dict], ways: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Way -> the means of its rows."""
+    return {way: means([row for row in rows if row["way"] == way]) for way in (ALONE, AVERAGE, *ways)}
 
 
 def figure(found: Mapping[str, Mapping[str, Mapping]]):
