@@ -1,13 +1,13 @@
 """Does this concept fit this base? One answer wherever a concept meets a model: loading, joining, fusing, drawing."""
 
 import math
-import warnings
 
 from torch import Tensor
 
 from ..engine.finite import first_not_finite
 from .concept import Concept, tensors_of
 from .keys import layers_of
+from .warn import warn
 
 
 def check_fits(concept: Concept, base) -> None:
@@ -27,10 +27,9 @@ def check_fits(concept: Concept, base) -> None:
         )
     check_finite(concept)
     if concept.fingerprint and base.fingerprint and concept.fingerprint != base.fingerprint:
-        warnings.warn(
+        warn(
             f"The concept {concept.name!r} was tuned on {own} (fingerprint {concept.fingerprint}), the base is {here} "
-            f"({base.fingerprint}): expect a weaker likeness, or load the base it was tuned on.",
-            stacklevel=4,
+            f"({base.fingerprint}): expect a weaker likeness, or load the base it was tuned on."
         )
 
 

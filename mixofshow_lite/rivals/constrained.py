@@ -11,7 +11,6 @@ The constraint is met exactly and the rest of the language is disturbed least. I
 and the spatial layers, which Custom Diffusion does not tune: where a concept updates them they are averaged (Eq. 2).
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -25,6 +24,7 @@ from ..engine.fusion.report import STAGES, FusionReport
 from ..engine.fusion.settings import PLAIN_PROMPTS, Settings
 from ..engine.fusion.weight import NETS, averaged, check, layer_factors, updating, with_factors
 from ..files.concept import Concept, bind
+from ..files.warn import warn
 from ..model import DiffusionModel
 
 PROMPTS = ("photo of a {}",)
@@ -114,9 +114,8 @@ def warn_if_unmet(layers: list, concepts: list[Concept]) -> None:
     for index, concept in enumerate(concepts):
         worst = max((layer.after[index] for layer in layers if layer.energy[index] > 0), default=0.0)
         if worst > MET:
-            warnings.warn(
+            warn(
                 f"{worst:.1%} of what {concept.name!r} asks for is not met, because other concepts ask for something "
-                "else at nearly the same words: give fewer prompts, or other words.",
-                stacklevel=3,
+                "else at nearly the same words: give fewer prompts, or other words."
             )
             return

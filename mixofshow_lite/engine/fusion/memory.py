@@ -12,7 +12,6 @@ not grow with the number of concepts (at Stable Diffusion 1.5's size a concept's
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...files.concept import Concept
+from ...files.warn import warn
 from ...files.writing import atomic_file
 from .grams import Statistics, feed
 
@@ -119,7 +119,7 @@ class Memory:
         try:
             name, stage, statistics = read(file)
         except Exception:
-            warnings.warn(f"{file} cannot be read: what it held will be recorded again.", stacklevel=4)
+            warn(f"{file} cannot be read: what it held will be recorded again.")
             file.unlink(missing_ok=True)
             return
         self.kept[name, stage] = statistics
