@@ -39,14 +39,14 @@ def bind(tokenizer, prompts: Sequence[str], words: Sequence[str]) -> Bound:
     all_ids = []
     all_slots = []
     for prompt in prompts:
-        ids, slots = tokenize(tokenizer, prompt, list(words))
+        ids, slots = fill_up(tokenizer, *tokenize(tokenizer, prompt, list(words)))
         all_ids.append(ids)
         all_slots.append(slots)
     return Bound(torch.tensor(all_ids), torch.tensor(all_slots))
 
 
 def tokenize(tokenizer, prompt: str, words: list[str]) -> tuple[list[int], list[int]]:
-    """One prompt -> N token ids and N slots: begin, text, end, padding. What does not fit is cut off."""
+    """One prompt -> its token ids and slots, as many as the text has."""
     ids = []
     slots = []
     for piece in split_at_words(prompt, words):
@@ -55,9 +55,14 @@ def tokenize(tokenizer, prompt: str, words: list[str]) -> tuple[list[int], list[
             ids.append(tokenizer.unk_token_id)
             slots.append(words.index(piece))
         elif piece.strip():
-            plain = tokenizer(piece, add_special_tokens=False).input_ids
+            plain = tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
             ids += plain
             slots += [-1] * len(plain)
+    return ids, slots
+
+
+def fill_up(tokenizer, ids: list[int], slots: list[int]) -> tuple[list[int], list[int]]:
+    """N ids and N slots: begin, text, end, padding. What does not fit is cut off."""
     room = tokenizer.model_max_length - 2  # begin and end take two places
     ids = ids[:room]
     slots = slots[:room]
@@ -71,7 +76,8 @@ def split_at_words(prompt: str, words: list[str]) -> list[str]:
     """A prompt cut into concept words and the text between: "a <v>!" -> ["a ", "<v>", "!"]."""
     if not words:
         return [prompt]
-    pattern = "|".join(re.escape(word) for word in words)
+    longest_first = sorted(words, key=len, reverse=True)  # a word may begin like a longer one
+    pattern = "|".join(re.escape(word) for word in longest_first)
     return re.split(f"({pattern})", prompt)  # the brackets make `split` keep the words themselves
 
 

@@ -24,30 +24,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from ..files.concept import Factors
+from ..lora import attention_linears, core
 from .finite import is_finite
-
-ATTENTION_LINEAR = re.compile(r"(^|\.)(self_attn\.(q|k|v|out)_proj|attn[12]\.(to_[qkv]|to_out\.0))$")
 
 # What LoRAs of other trainers change as well: the feed-forward layers and the 1x1 projections of a transformer block.
 OTHER_LAYER = re.compile(
     r"^encoder\.layers\.\d+\.mlp\.fc[12]$"
     r"|\.attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2))$"
 )
-
-
-def core(net: nn.Module) -> nn.Module:
-    """The module that names are relative to: transformers < 5.6 wraps the text encoder once more, in `text_model`."""
-    return getattr(net, "text_model", net)
-
-
-def attention_linears(net: nn.Module) -> dict[str, nn.Linear]:
-    """Every attention linear of a text encoder or a U-Net, name -> module: q, k, v, out of both attentions."""
-    found = {n: m for n, m in core(net).named_modules() if ATTENTION_LINEAR.search(n) and isinstance(m, nn.Linear)}
-    if not found:
-        raise ValueError(
-            f"{type(net).__name__} has no attention linears this library knows: is it a Stable Diffusion 1.x net?"
-        )
-    return found
 
 
 def adaptable(net: nn.Module) -> dict[str, nn.Module]:

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import prompts
+
 PLACEHOLDER = "<TOK>"
 WORD = re.compile(r"<[^<>\s|]+>")  # what a concept word looks like: <bibi1>
 Factors = dict[str, tuple[Tensor, Tensor]]  # module name -> (down (r, d_in), up (d_out, r))
@@ -194,40 +196,25 @@ def tensors_of(concept: Concept) -> dict[str, Tensor]:
 
 
 @dataclass
-class Bound:
-    """Prompts as token ids, with the places where concept words stand."""
+class Bound(prompts.Bound):
+    """Prompts as token ids, with the places where concept words stand, and what did not fit."""
 
-    ids: Tensor  # (B, N) long; a concept word's place holds the unknown token, its row is put in by the text encoder
-    slots: Tensor  # (B, N) long; index of the concept word at that place, -1 elsewhere
-    cut: list[str]  # what did not fit, one string per prompt, "" if all did
+    cut: list[str]  # of each prompt, "" if all did
 
 
-def bind(tokenizer, prompts: Iterable[str], words: Sequence[str]) -> Bound:
-    """Tokenize prompts to the tokenizer's full length, every concept word as one token, also beside punctuation.
+def bind(tokenizer, texts: Iterable[str], words: Sequence[str]) -> Bound:
+    """`prompts.bind`, which also says what was cut off.
 
-    Without concept words this equals `tokenizer(prompt, padding="max_length", truncation=True)`.
+    Without concept words this equals `tokenizer(texts, padding="max_length", truncation=True)`.
     """
-    index = {word: i for i, word in enumerate(words)}
-    pattern = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
-    N, filler = tokenizer.model_max_length, tokenizer.unk_token_id
+    room = tokenizer.model_max_length - 2
     all_ids, all_slots, cut = [], [], []
-    for prompt in prompts:
-        ids, slots, position = [], [], 0
-        for match in [*pattern.finditer(prompt), None]:
-            text = prompt[position : match.start() if match else None]
-            tokens = (
-                tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
-                if text.strip()
-                else []
-            )
-            ids, slots = ids + tokens, slots + [-1] * len(tokens)
-            if match:
-                ids, slots, position = [*ids, filler], [*slots, index[match.group()]], match.end()
-        cut.append(" ".join(pieces(tokenizer, ids[N - 2 :], slots[N - 2 :], words)))
-        ids, slots = ids[: N - 2], slots[: N - 2]
-        pad = N - 2 - len(ids)
-        all_ids.append([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * pad])
-        all_slots.append([-1, *slots, -1, *[-1] * pad])
+    for text in texts:
+        found = prompts.tokenize(tokenizer, text, list(words))
+        cut.append(" ".join(pieces(tokenizer, *(run[room:] for run in found), words)))
+        ids, slots = prompts.fill_up(tokenizer, *found)
+        all_ids.append(ids)
+        all_slots.append(slots)
     return Bound(torch.tensor(all_ids), torch.tensor(all_slots), cut)
 
 
