@@ -56,18 +56,28 @@ def text_alignment(
     weight: float = CLIPSCORE_WEIGHT,
 ) -> float:
     """How well n pictures show what the prompt says, 0..weight; the concept's words are read as its class word."""
+    return float(text_scores(images, plain_prompt(prompt, concepts), clip, weight).mean())
+
+
+def text_scores(images: Sequence[Image.Image], prompt: str, clip: Clip, weight: float = CLIPSCORE_WEIGHT) -> Tensor:
+    """The text-alignment of each picture with a prompt that CLIP can read -> (n,), 0..weight."""
     x = clip.image_features(images)  # (n, D)
-    t = clip.text_features([plain_prompt(prompt, concepts)])  # (1, D)
+    t = clip.text_features([prompt])  # (1, D)
     cosines = (x @ t.T).clamp(min=0)  # (n, 1); the rows have length 1
-    return float(weight * cosines.mean())  # 4.3 text-alignment
+    return weight * cosines[:, 0]  # 4.3 text-alignment
 
 
 def image_alignment(images: Sequence[Image.Image], references: Sequence[Image.Image], clip: Clip) -> float:
     """How much n pictures look like a concept's m own, 0..1: the mean over all n * m pairs, each clipped at 0."""
+    return float(image_scores(images, references, clip).mean())
+
+
+def image_scores(images: Sequence[Image.Image], references: Sequence[Image.Image], clip: Clip) -> Tensor:
+    """The image-alignment of each picture -> (n,), 0..1: the mean over the references."""
     x = clip.image_features(images)  # (n, D)
     y = clip.image_features(references)  # (m, D)
     cosines = (x @ y.T).clamp(min=0)  # (n, m)
-    return float(cosines.mean())  # 4.3 image-alignment
+    return cosines.mean(dim=1)  # 4.3 image-alignment
 
 
 def bounds(

@@ -74,7 +74,17 @@ def closed_form(
 
 def lbfgs(W0: Tensor, deltas: list[Tensor], grams: list[Tensor], iterations: int = 500) -> Tensor:
     """The paper's solver of the same problem (4.1: 500 iterations for text, 50 for the U-Net) -> W (d_out, d_in)."""
-    W = W0.clone().requires_grad_()
+    start = objective(W0, W0, deltas, grams).clamp(min=1e-30)
+
+    def loss(W: Tensor) -> Tensor:
+        return objective(W, W0, deltas, grams) / start  # 1 at W0, so that tolerances mean the same in every layer
+
+    return minimise(loss, W0, iterations)  # 3.3.2 LBFGS
+
+
+def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:
+    """The best W (d_out, d_in) that LBFGS sees on its way from `start`; `loss` gives the number () of a W."""
+    W = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [W],
         lr=1,
@@ -84,19 +94,18 @@ def lbfgs(W0: Tensor, deltas: list[Tensor], grams: list[Tensor], iterations: int
         tolerance_change=1e-16,
         line_search_fn="strong_wolfe",
     )
-    start = objective(W0, W0, deltas, grams).clamp(min=1e-30)
-    best = [float("inf"), W0]
+    best = [float("inf"), start]
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = objective(W, W0, deltas, grams) / start  # 1 at W0, so that tolerances mean the same in every layer
-        loss.backward()
-        if loss.item() < best[0]:
-            best[:] = [loss.item(), W.detach().clone()]  # a line search may end on a worse point than it saw
-        return loss
+        now = loss(W)
+        now.backward()
+        if now.item() < best[0]:
+            best[:] = [now.item(), W.detach().clone()]  # a line search may end on a worse point than it saw
+        return now
 
     with torch.enable_grad():
-        optimizer.step(closure)  # 3.3.2 LBFGS
+        optimizer.step(closure)
     return best[1]
 
 

@@ -4,7 +4,7 @@
 
     paper        here              shape
     z            latents           (B, C, h, w)     VAE code of the picture, times the VAE's scaling factor
-    z_t          noising(...)      (B, C, h, w)     sqrt(a_t) z + sqrt(1 - a_t) eps
+    z_t          add_noise(...)    (B, C, h, w)     sqrt(a_t) z + sqrt(1 - a_t) eps
     c = psi(P)   context(prompts)  (B, L, N, D)     one text feature map per cross-attention layer
     V+           words[word]       (L, D)           layer-wise rows of a concept word
 
@@ -27,9 +27,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .attention import cross_attention
+from .diffusion import add_noise, draw_noise
 from .engine import lora
 from .engine.finite import culprit, is_finite
-from .engine.layerwise import check_processors, cross_attention, encode, install
+from .engine.layerwise import check_processors, encode, install
 from .files.concept import Concept, bind
 from .files.fits import check_fits
 from .files.prompt_check import as_prompts, cut_off, foreign_syntax, half_named, not_joined, unknown_words
@@ -361,22 +363,7 @@ class DiffusionModel:
         return to_lora(self, file, format)
 
 
-def noising(model: DiffusionModel, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """z_t = sqrt(a_t) z + sqrt(1 - a_t) eps, (B, C, h, w); t is (B,) with 0 <= t < the number of training steps."""
-    a = model.scheduler.alphas_cumprod.to(latents.device, torch.float32)[t].view(-1, 1, 1, 1)
-    return (a.sqrt() * latents + (1 - a).sqrt() * noise).to(latents.dtype)
-
-
-def draw_noise(
-    model: DiffusionModel, shape: Sequence[int], noise_offset: float = 0.0, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """What Eq. 1 averages over: t (B,), uniform over the training steps, and noise of the shape (B, C, h, w).
-
-    The noise is standard normal plus `noise_offset` times one normal number per channel, all from the CPU `generator`.
-    """
-    t = torch.randint(model.scheduler.config.num_train_timesteps, (shape[0],), generator=generator)
-    noise = torch.randn(shape, generator=generator)
-    return t, noise + noise_offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+noising = add_noise  # its public name, `mixofshow_lite.noising`
 
 
 def denoising_loss(
@@ -399,7 +386,7 @@ def denoising_loss(
         drawn = draw_noise(model, latents.shape, noise_offset, generator)
         t, noise = (drawn[0] if t is None else t), (drawn[1] if noise is None else noise)
     t, noise = t.to(latents.device), noise.to(latents.device, latents.dtype)
-    predicted = model.unet(noising(model, latents, noise, t), t, context).sample
+    predicted = model.unet(add_noise(model, latents, noise, t), t, context).sample
     error = F.mse_loss(predicted.float(), noise.float(), reduction="none")  # (B, C, h, w)
     over = (1, 2, 3) if each else (0, 1, 2, 3)
     if mask is None:

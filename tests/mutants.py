@@ -188,7 +188,7 @@ MUTANTS = [
     ("tuning", "        optimizer.zero_grad()\n", "", P + "test_the_loop_by_hand"),
     ("tuning", "        schedule.step()\n", "", P + "test_the_loop_by_hand"),
     ("tuning", "if norm >= limit:", "if norm < limit:", P + "test_long_words_are_frozen"),
-    ("tuning", " * math.sqrt(D)", "", P + "test_long_words_are_frozen"),
+    ("tuning", " * math.sqrt(D)  #", "  #", P + "test_long_words_are_frozen"),
     (
         "tuning",
         "weight.append(loss_weight / recipe.batch)",
@@ -227,8 +227,8 @@ MUTANTS = [
     ("fusion", 'if towards == "base"', 'if towards == "average"', E + "test_closed_form"),
     ("fusion", "return P + residual @", "return W0 + residual @", E + "test_closed_form"),
     ("fusion", "max_iter=iterations", "max_iter=1", E + "test_lbfgs"),
-    ("fusion", "W = W0.clone().requires_grad_()", "W = torch.zeros_like(W0).requires_grad_()", E + "test_lbfgs"),
-    ("fusion", "return best[1]", "return W0", E + "test_lbfgs"),
+    ("fusion", "W = start.clone().requires_grad_()", "W = torch.zeros_like(start).requires_grad_()", E + "test_lbfgs"),
+    ("fusion", "return best[1]", "return start", E + "test_lbfgs"),
     ("fusion", "grams.get(name, 0) + rows.T @ rows", "rows.T @ rows", E + "test_recorded_inputs"),
     (
         "fusion",
@@ -299,7 +299,7 @@ MUTANTS = [
         P + "test_regions_on_other_sizes_and_errors",
     ),
     # evaluation
-    ("evaluation", "float(weight * cosines.mean())", "float(cosines.mean())", E + "test_text_alignment"),
+    ("evaluation", "return weight * cosines", "return cosines", E + "test_text_alignment"),
     ("evaluation", "(x @ t.T).clamp(min=0)", "(x @ t.T)", E + "test_text_alignment"),
     ("evaluation", "(x @ y.T).clamp(min=0)", "(x @ y.T)", E + "test_image_alignment"),
     ("evaluation", "(x @ y.T)", "(x @ y[:1].T)", E + "test_image_alignment"),

@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import evaluation
+from ..evaluation import CLIPSCORE_WEIGHT
 from ..files.concept import WORD
 from ..files.prompt_check import A1111, as_prompts, foreign_syntax, short, unknown_words
 from ..files.resources import pocket_dir
 from ..files.warn import warn
 
-CLIPSCORE_WEIGHT = 2.5  # w of CLIPScore, as the official evaluation has it
 # open_clip's name of the paper's CLIP. OpenAI's weights were trained with QuickGELU; plain "ViT-B-32" is built with
 # GELU, and open_clip only warns.
 HUB_CLIP = ("ViT-B-32-quickgelu", "openai")
@@ -154,9 +155,7 @@ def text_scores(
     (prompt,) = as_prompts(prompt)
     prompt = plain_prompt(prompt, concepts)
     warn_of(prompt, scorer)
-    x = scorer.image_features(images)  # (n, D)
-    t = scorer.text_features([prompt])  # (1, D)
-    return weight * (x @ t.T)[:, 0].clamp(min=0).numpy()
+    return evaluation.text_scores(images, prompt, scorer, weight).numpy()
 
 
 def text_alignment(images, prompt: str, model=None, concepts: Iterable = (), weight: float = CLIPSCORE_WEIGHT) -> float:
@@ -172,9 +171,7 @@ def text_alignment(images, prompt: str, model=None, concepts: Iterable = (), wei
 
 def image_scores(images, references, model=None) -> np.ndarray:
     """Image-alignment of every picture -> (n,): the mean over the references."""
-    scorer = load_scorer(model)
-    x, y = scorer.image_features(images), scorer.image_features(references)  # (n, D), (m, D)
-    return (x @ y.T).clamp(min=0).mean(dim=1).numpy()
+    return evaluation.image_scores(images, references, load_scorer(model)).numpy()
 
 
 def image_alignment(images, references, model=None) -> float:

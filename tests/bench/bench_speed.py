@@ -28,6 +28,7 @@ import torch
 from bench_regions import random_sd15
 from peft.tuners.lora import Linear
 
+from mixofshow_lite.diffusion import draw_noise
 from mixofshow_lite.engine import layerwise, lora
 from mixofshow_lite.engine.allocator import keep_freed_memory
 from mixofshow_lite.engine.recipes import Recipe
@@ -37,7 +38,7 @@ from mixofshow_lite.engine.wording import init_rows
 from mixofshow_lite.files.concept import bind
 from mixofshow_lite.files.data import ConceptData, fit
 from mixofshow_lite.files.resources import concepts_dir
-from mixofshow_lite.model import DiffusionModel, denoising_loss, draw_noise, load_base
+from mixofshow_lite.model import DiffusionModel, denoising_loss, load_base
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:

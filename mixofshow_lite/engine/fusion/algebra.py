@@ -29,6 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...fusion import minimise
+
 Factors = tuple[Tensor, Tensor]  # (down (r, d_in), up (d_out, r))
 
 
@@ -180,7 +182,7 @@ def closed_form(normal: Normal, factors: list[Factors], towards: str = "average"
 
 
 def lbfgs(normal: Normal, factors: list[Factors], towards: str = "base", iterations: int = 500) -> Factors:
-    """The paper's solver: LBFGS (rate 1, history 25, strong Wolfe) on the same objective; the best iterate is kept.
+    """The paper's solver: LBFGS on the same objective, see `fusion.minimise`; the best iterate is kept.
 
     It starts from W0 as the paper does, or from the average. It has no ridge: stopping early is its regulariser. Like
     the closed form without a ridge it does not move in directions that the Grams know by their rounding alone: the
@@ -201,30 +203,10 @@ def lbfgs(normal: Normal, factors: list[Factors], towards: str = "base", iterati
     if constant == 0:
         return average(factors, normal.prior) if towards == "average" else (torch.zeros_like(moved), up)
 
-    update = start.clone().requires_grad_(True)
-    best = (float("inf"), start)
-    optimizer = torch.optim.LBFGS(
-        [update],
-        lr=1,
-        max_iter=iterations,
-        history_size=25,
-        tolerance_grad=1e-16,
-        tolerance_change=1e-16,
-        line_search_fn="strong_wolfe",
-    )
+    def relative(update: Tensor) -> Tensor:
+        return (((update @ total - 2 * cross) * update).sum() + constant) / constant  # 1 at W = W0
 
-    def closure() -> Tensor:
-        nonlocal best
-        optimizer.zero_grad()
-        objective = (((update @ total - 2 * cross) * update).sum() + constant) / constant  # 1 at W = W0
-        objective.backward()
-        if objective.item() < best[0]:
-            best = (objective.item(), update.detach().clone())
-        return objective
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return torch.linalg.pinv(up) @ best[1], up
+    return torch.linalg.pinv(up) @ minimise(relative, start, iterations), up
 
 
 def constrained(
