@@ -163,7 +163,7 @@ class AttentionStore:
 
     def add(self, layer: int, weights: Tensor) -> None:
         """Count one call's A (B, heads, T, N) in. It is not detached: a loss may want its gradient."""
-        self.sums[layer] = self.sums.get(layer, 0) + weights.mean(dim=1)
+        self.sums[layer] = self.sums.get(layer, 0) + weights.mean(dim=1).float()
         self.calls[layer] = self.calls.get(layer, 0) + 1
 
     def maps(self) -> list[Tensor]:

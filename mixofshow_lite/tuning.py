@@ -253,12 +253,12 @@ def make_optimizer(tuning: Tuning) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.01)
 
 
-def freezing_norm(tuning: Tuning) -> float:
+def freezing_norm(recipe: Recipe, text_encoder: nn.Module) -> float:
     """The mean norm of the words from which on they are frozen, so that the LoRA keeps its share of the work."""
-    if tuning.recipe.freeze_norm is None:
+    if recipe.freeze_norm is None:
         return math.inf
-    D = tuning.model.text_encoder.config.hidden_size
-    return tuning.recipe.freeze_norm * embedding_std(tuning.model.text_encoder) * math.sqrt(D)
+    D = text_encoder.config.hidden_size
+    return recipe.freeze_norm * embedding_std(text_encoder) * math.sqrt(D)  # a random embedding is std * sqrt(D) long
 
 
 def tuning_steps(tuning: Tuning, batches: Iterator[Batch], steps: int) -> Iterator[dict]:
@@ -271,7 +271,7 @@ def tuning_steps(tuning: Tuning, batches: Iterator[Batch], steps: int) -> Iterat
     optimizer = make_optimizer(tuning)
     decay = 1 / steps if recipe.decay else 0.0  # linearly to 0
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - decay * step)
-    limit = freezing_norm(tuning)
+    limit = freezing_norm(recipe, tuning.model.text_encoder)
     for step in range(steps):
         loss = tuning_loss(tuning.model, next(batches), words, recipe)
         loss.backward()

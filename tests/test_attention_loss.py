@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from mixofshow_lite.engine.attention_loss import find_words, outside_attention, resized, watched
-from mixofshow_lite.engine.layerwise import LayerAttention, cross_attention
+from mixofshow_lite.attention import cross_attention
+from mixofshow_lite.engine.attention_loss import watched
+from mixofshow_lite.engine.layerwise import LayerAttention
 from mixofshow_lite.engine.wording import Reader
 from mixofshow_lite.files.concept import bind
+from mixofshow_lite.prompts import find_words
+from mixofshow_lite.tuning import outside_attention
 
 PROMPTS = ["a photo of <bibi1> <bibi2> on the beach", "<bibi1> <bibi2>", "a red cat"]
 
@@ -76,8 +79,11 @@ def test_the_penalty_by_hand(scene):
 def test_a_mask_on_smaller_maps():
     inside = torch.zeros(1, 1, 8, 6)
     inside[..., :4, :2] = 1
-    assert resized(inside, 48).sum() == 8
-    assert torch.equal(resized(inside, 12).view(4, 3)[:2, 0], torch.ones(2)) and resized(inside, 12).sum() == 2
+    for T, within, outside in ((48, 1, 3), (12, 0, 1), (12, 3, 5)):  # pixels of 8 x 6 and 4 x 3
+        for pixel, wanted in ((within, 0), (outside, 1)):
+            look = torch.nn.functional.one_hot(torch.tensor(pixel), T).float().view(1, 1, T)
+            area = T - T // 6  # of the pixels outside
+            assert outside_attention([look], inside).item() == pytest.approx(wanted / area)
 
 
 def test_following_the_gradient_turns_the_words_to_the_mask(scene, concept):

@@ -18,7 +18,7 @@ from tiny import make_concept
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import mixofshow_lite as mos
-from mixofshow_lite.engine.layerwise import cross_attention
+from mixofshow_lite.attention import cross_attention
 from mixofshow_lite.files import loading
 from mixofshow_lite.model import denoising_loss, noising
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from mixofshow_lite import course
+from mixofshow_lite.attention import cross_attention, stored_attention
 from mixofshow_lite.course import exercises
 from mixofshow_lite.engine import attention
-from mixofshow_lite.engine.layerwise import cross_attention
 from mixofshow_lite.files.grid import GAP, grid
 
 matplotlib.use("Agg")
@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 def test_recording_changes_nothing_and_is_taken_off(tiny_base):
     before = tiny_base.sample("a red cat", seed=3, steps=2, progress=False)[0]
     plain = [m.processor for m in cross_attention(tiny_base.unet).values()]
-    with attention.recording(tiny_base):
+    with stored_attention(tiny_base.unet):
         during = tiny_base.sample("a red cat", seed=3, steps=2, progress=False)[0]
     assert np.abs(np.asarray(before).astype(int) - np.asarray(during).astype(int)).max() <= 1
     assert [m.processor for m in cross_attention(tiny_base.unet).values()] == plain
@@ -32,14 +32,13 @@ def test_maps_are_softmax_of_queries_and_keys(tiny_base):
     module = next(iter(cross_attention(tiny_base.unet).values()))
     seen = {}
     handle = module.register_forward_pre_hook(lambda m, args, kwargs: seen.update(x=args[0]), with_kwargs=True)
-    with torch.no_grad(), attention.recording(tiny_base) as recorders:
+    with torch.no_grad(), stored_attention(tiny_base.unet) as store:
         tiny_base.unet(z, 500, context)
     handle.remove()
     d = module.to_q.out_features // module.heads
     q, k = module.to_q(seen["x"]).unflatten(-1, (-1, d)), module.to_k(context[:, 0]).unflatten(-1, (-1, d))
     wanted = (torch.einsum("bthd,bnhd->bhtn", q, k) / math.sqrt(d)).softmax(-1).mean(1)
-    first = next(iter(recorders.values()))
-    torch.testing.assert_close(first.total, wanted.detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(store.maps()[0], wanted.detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_attention_maps_have_the_layers_sizes_and_sum_to_one(tiny_base, concept):

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny import make_concept
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from mixofshow_lite.attention import cross_attention
 from mixofshow_lite.cli import main
 from mixofshow_lite.engine import lora
 from mixofshow_lite.engine.fusion import gradient_fusion, weight_fusion
-from mixofshow_lite.engine.layerwise import cross_attention
 from mixofshow_lite.files import keys
 from mixofshow_lite.files.concept import Concept
 from mixofshow_lite.model import noising

@@ -389,14 +389,14 @@ def test_long_words_are_frozen(model):
     recipe = replace(tuning.RECIPES["ed_lora"], freeze_norm=0.1)
     run = tuning.start_tuning(model, "bibi", "rabbit", recipe)
     norm = 0.1 * prompts.embedding_std(model.text_encoder) * math.sqrt(32)
-    assert tuning.freezing_norm(run) == pytest.approx(norm)
+    assert tuning.freezing_norm(recipe, model.text_encoder) == pytest.approx(norm)
     before = {word: rows.detach().clone() for word, rows in run.words.items()}
     (state,) = tuning.tuning_steps(run, tuning.draw_batches(model, recipe, toy_pictures(model, run.phrase)), 1)
     rows = torch.cat(list(before.values()))
     assert state["embedding_norm"] == pytest.approx(rows.square().sum(dim=1).sqrt().mean().item())
     assert all(torch.equal(run.words[word], rows) for word, rows in before.items())
     assert any(up.any() for _, up in tuning.to_concept(run).lora["unet"].values())
-    assert tuning.freezing_norm(replace(run, recipe=tuning.RECIPES["lora"])) == math.inf
+    assert tuning.freezing_norm(tuning.RECIPES["lora"], model.text_encoder) == math.inf
 
 
 def test_batches_hold_the_prior_beside_the_concept(model):

@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny import make_concept
 
 import mixofshow_lite as mos
-from mixofshow_lite.engine.layerwise import cross_attention
+from mixofshow_lite.attention import cross_attention, stored_attention
 from mixofshow_lite.engine.regional import Plan, regional_attention
 
 WHOLE = (0, 0, 1, 1)
@@ -64,11 +64,25 @@ def test_processors_replaced_inside_regions_are_refused(tiny_base, replace, isol
     model = tiny_base.copy()
     pipeline, options = quiet(model)
     before = [module.processor for module in cross_attention(model.unet).values()]
-    with regional_attention(model, [mos.Region("a red cat", box=WHOLE)], isolate=isolate):
+    regions = regional_attention(model, [mos.Region("a red cat", box=WHOLE)], isolate=isolate)
+    with pytest.raises(RuntimeError, match="another processor"), regions:
         replace(pipeline)
         with pytest.raises(ValueError, match="replaced while regions are on"):
             pipeline("a photo", **options)
     assert [module.processor for module in cross_attention(model.unet).values()] == before
+
+
+def test_flattened_words_need_the_engine_s_processors(tiny_base):
+    """The paper's store reads (B, L, N, D), as `sample` passes it; a pipeline's (B, L * N, D) it would misread."""
+    model = tiny_base.with_concept(make_concept(tiny_base))
+    pipeline, options = quiet(model)
+    early = embeds(model, "a <bibi1> <bibi2>")
+    with stored_attention(model.unet):
+        model.sample("a <bibi1> <bibi2>", steps=1, progress=False)
+        with pytest.raises(ValueError, match="processors on"):
+            pipeline(**early, **options)
+        with pytest.raises(ValueError, match="a recording"), regional_attention(model, [mos.Region("a", box=WHOLE)]):
+            pass
 
 
 def test_a_copy_made_inside_regions_has_none(tiny_base):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixofshow_lite.engine.layerwise import cross_attention
+from mixofshow_lite.attention import cross_attention
 from mixofshow_lite.engine.regional import (
     Region,
     RegionAttention,
@@ -319,9 +319,9 @@ def test_isolation_by_einsum(tiny_base):
     regions = [Region(LEFT, box=(0, 0, 0.5, 1)), Region(RIGHT, box=(0.375, 0, 0.875, 1))]
     torch.manual_seed(2)
     x = torch.randn(2, 64, 32)
-    before = [m.processor for m in self_attention(tiny_base.unet)]
+    before = [m.processor for m in self_attention(tiny_base.unet).values()]
     with regional_attention(tiny_base, regions, isolate=True):
-        attn = self_attention(tiny_base.unet)[0]
+        attn = self_attention(tiny_base.unet)["down_blocks.0.attentions.0.transformer_blocks.0.attn1"]
         attn.processor.plan.observe(tiny_base.unet, (torch.zeros(2, 4, 8, 8), 5), {})
         found = attn(x)
     column = torch.arange(64) % 8
@@ -332,7 +332,7 @@ def test_isolation_by_einsum(tiny_base):
     scores = scores.masked_fill(split | split.T, -math.inf)
     wanted = attn.to_out[0](torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v).flatten(2))
     assert torch.allclose(found, wanted, atol=1e-5)
-    assert all(m.processor is p for m, p in zip(self_attention(tiny_base.unet), before, strict=True))
+    assert all(m.processor is p for m, p in zip(self_attention(tiny_base.unet).values(), before, strict=True))
     pair = [Region(LEFT, box=(0, 0, 0.5, 1)), Region(RIGHT, box=(0.5, 0, 1, 1))]
     assert not close(draw(tiny_base, GLOBAL, pair, isolate=True), draw(tiny_base, GLOBAL, pair))
     one = [Region(LEFT, box=(0, 0, 1, 1))]

@@ -15,8 +15,8 @@ from diffusers import (
 from PIL import Image
 
 from mixofshow_lite import load_base
+from mixofshow_lite.attention import cross_attention
 from mixofshow_lite.engine import spatial
-from mixofshow_lite.engine.layerwise import cross_attention
 from mixofshow_lite.engine.regional import Region, regional_attention
 from mixofshow_lite.engine.spatial import load_adapter, spatial_control
 from mixofshow_lite.pocket import conditions, world

@@ -17,15 +17,17 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.activations import QuickGELUActivation
 
 import mixofshow_lite as mos
+from mixofshow_lite.attention import cross_attention
+from mixofshow_lite.diffusion import draw_noise
 from mixofshow_lite.engine import parallel, tuning, wording
 from mixofshow_lite.engine.checkpoint import Checkpoint, discard
-from mixofshow_lite.engine.layerwise import cross_attention
 from mixofshow_lite.engine.lora import core
 from mixofshow_lite.engine.recipes import FREEZE_NORM
 from mixofshow_lite.engine.tuning import RECIPES, Recipe, recipe_for, tune
 from mixofshow_lite.engine.views import prepare
 from mixofshow_lite.files.resources import data_dir
-from mixofshow_lite.model import denoising_loss, draw_noise
+from mixofshow_lite.model import denoising_loss
+from mixofshow_lite.prompts import embedding_std
 
 FAST = {"batch": 2, "background": 1.0}
 
@@ -290,7 +292,7 @@ def test_rows_move_until_their_mean_norm_reaches_the_limit(tiny_base, data):
     free_run = quick(tiny_base, data, free, steps=6, callback=lambda record: norms.append(record["embedding_norm"]))
     start = wording.init_rows(tiny_base, free, free_run.words, "rabbit", seed=0)
     assert norms[0] == pytest.approx(torch.cat(list(start.values())).norm(dim=1).mean().item())
-    row = wording.spread(tiny_base) * tiny_base.text_encoder.config.hidden_size**0.5  # a random row's norm
+    row = embedding_std(tiny_base.text_encoder) * tiny_base.text_encoder.config.hidden_size**0.5  # a random row's norm
     assert all(a < b for a, b in zip(norms, norms[1:], strict=False))  # each before its step's update
     limit, seen = (norms[2] + norms[3]) / 2 / row, []
     recipe = replace(free, freeze_norm=limit)

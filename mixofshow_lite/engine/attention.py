@@ -1,58 +1,22 @@
 """Cross-attention maps (paper 3.1 and 3.4): which cells of the picture listen to which word of the prompt.
 
-    A = softmax(Q(z) K(c)^T / sqrt(d))
+    A = softmax(Q(z) K(c)^T / sqrt(d)), stored by `attention.stored_attention`
 
     paper   here         shape
-    z       hidden       (B, T, C)        T = h * w cells of one layer
-    A       maps[name]   (B, h, w, N)     the mean over heads; sums to 1 over the N tokens
+    A       maps[name]   (h, w, N)     the mean over heads and steps; sums to 1 over the N tokens
 
 A picture of them explains a prompt, and why two concepts in one prompt mix: their words look at the same cells.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention import layer_size, stored_attention
 from ..files.concept import bind
 from ..model import DiffusionModel
-from .layerwise import LayerAttention, cross_attention
-
-
-class RecordingAttention(LayerAttention):
-    """A LayerAttention that also adds up its probabilities; what it computes stays the same."""
-
-    def __init__(self, plain: LayerAttention):
-        super().__init__(plain.layer, plain.layers, plain.tokens)
-        self.total: Tensor | None = None  # (B, T, N), summed over calls
-        self.calls = 0
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
-        context = self.own_slice(encoder_hidden_states)
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))  # (B * heads, T, d)
-        key = attn.head_to_batch_dim(attn.to_k(context))  # (B * heads, N, d)
-        shares = attn.get_attention_scores(query, key).detach().float()  # (B * heads, T, N)
-        shares = shares.unflatten(0, (len(hidden_states), -1)).mean(1)
-        self.total = shares if self.total is None else self.total + shares
-        self.calls += 1
-        return super().__call__(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
-
-
-@contextmanager
-def recording(model: DiffusionModel) -> Iterator[dict[str, RecordingAttention]]:
-    """While on, every cross-attention layer of `model.unet` keeps its probabilities: layer name -> recorder."""
-    modules = cross_attention(model.unet)
-    plain = {name: module.processor for name, module in modules.items()}
-    recorders = {name: RecordingAttention(processor) for name, processor in plain.items()}
-    for name, module in modules.items():
-        module.set_processor(recorders[name])
-    try:
-        yield recorders
-    finally:
-        for name, module in modules.items():
-            module.set_processor(plain[name])
 
 
 def attention_maps(
@@ -63,16 +27,13 @@ def attention_maps(
     The maps are means over steps and heads, of the positive half under guidance. `words` are the N tokens as text;
     each map sums to 1 over them, and "<start>" takes most of it.
     """
-    with recording(model) as recorders:
+    with stored_attention(model.unet) as store:
         picture = model.sample(prompt, seed=seed, steps=steps, size=size, progress=False)[0]
     height, width = picture.size[1] // model.factor, picture.size[0] // model.factor
     maps = {}
-    for name, recorder in recorders.items():
-        share = recorder.total[-1] / recorder.calls  # (T, N); the positive half comes last
-        h, w = height, width
-        while h * w > len(share):
-            h, w = -(-h // 2), -(-w // 2)
-        maps[name] = share.unflatten(0, (h, w))
+    for name, weights in zip(model.layers, store.maps(), strict=True):
+        positive = weights[-1]  # (T, N); the negative half comes first
+        maps[name] = positive.unflatten(0, layer_size(len(positive), height, width))
     return picture, tokens_of(model, prompt), maps
 
 

@@ -1,17 +1,14 @@
 """Attention regularisation of the official code: the concept's words should look at the concept.
 
-Per picture, feature-map size and concept word: average the word's attention over the heads and layers of that size,
-divide it by its maximum, and take the mean outside the mask; then sum over words and sizes. With the full identity the
-last word, which started as the class, has to fill the mask too: the mean square of its map minus the mask.
+What is computed from the maps is `tuning.outside_attention`; here is where they come from, and one more term. With the
+full identity the last word, which started as the class, has to fill the mask: the mean square of map minus mask.
 
     here      shape
     finder    (B, W, N)      one-hot: where each of W concept words stands in the prompt (its mean, if it stands twice)
-    inside    (B, 1, h, w)   the mask, 1 on the concept; a picture without one is all 1 and costs nothing
     maps      (B, W, T)      attention of T pixels to each word
 
 Only the concept words' probabilities are kept, T x W instead of T x N, but the softmax needs all N scores: attention is
-written out (not fused) in the cross-attention layers while this is on. It is in the official code's main branch only;
-that divides by the maximum over the batch, here each picture has its own, so that it does not depend on its neighbours.
+written out (not fused) in the cross-attention layers while this is on. It is in the official code's main branch only.
 Its weight there, 0.01, stands beside a loss that is summed over the latent's channels, see recipes.py.
 """
 
@@ -23,7 +20,9 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from .layerwise import LayerAttention, cross_attention
+from .. import tuning
+from ..attention import cross_attention, layer_size, swapped
+from .layerwise import LayerAttention
 
 
 class WatchedAttention(LayerAttention):
@@ -50,45 +49,26 @@ def watched(unet: nn.Module, finder: Tensor) -> Iterator[list[Tensor]]:
     Take the backward pass inside too if the U-Net recomputes itself in it (gradient checkpointing).
     """
     maps: list[Tensor] = []
-    modules = list(cross_attention(unet).values())
-    plain = [module.processor for module in modules]
-    for module, processor in zip(modules, plain, strict=True):
-        module.set_processor(WatchedAttention(processor, finder, maps))
-    try:
+    plain = [module.processor for module in cross_attention(unet).values()]
+    with swapped(unet, lambda layer: WatchedAttention(plain[layer], finder, maps)):
         yield maps
-    finally:
-        for module, processor in zip(modules, plain, strict=True):
-            module.set_processor(processor)
-
-
-def find_words(slots: Tensor, words: int) -> Tensor:
-    """(B, N) index of the concept word at each place or -1 -> (B, W, N), each word's places weighing 1 in sum."""
-    found = (slots[:, None] == torch.arange(words, device=slots.device)[:, None]).float()  # (B, W, N)
-    return found / found.sum(dim=2, keepdim=True).clamp(min=1)
 
 
 def outside_attention(maps: list[Tensor], inside: Tensor, full_identity: bool = False) -> Tensor:
     """The penalty of each picture, (B,), from the maps of all layers and the mask (B, 1, h, w)."""
-    sizes: dict[int, list[Tensor]] = {}
-    for of_layer in maps:
-        sizes.setdefault(of_layer.shape[2], []).append(of_layer)
+    if not full_identity:
+        return tuning.outside_attention(maps, inside)
+    others, last = [m[:, :-1] for m in maps], [m[:, -1] for m in maps]
+    return tuning.outside_attention(others, inside) + unfilled_attention(last, inside)
+
+
+def unfilled_attention(maps: list[Tensor], inside: Tensor) -> Tensor:
+    """How far one word's maps (B, T) are from the mask (B, 1, h, w): mean squares summed over sizes, (B,)."""
     penalty = torch.zeros(len(inside), device=inside.device)
-    for T, of_size in sizes.items():
-        mean = torch.stack(of_size).mean(dim=0)  # (B, W, T)
-        outside = 1 - resized(inside, T)  # (B, 1, T)
-        relative = mean / mean.amax(dim=2, keepdim=True).clamp(min=1e-8)
-        of_words = (relative * outside).sum(dim=2) / outside.sum(dim=2).clamp(min=1e-8)  # (B, W)
-        if full_identity:
-            masked = outside.sum(dim=(1, 2)) > 0  # (B,) false where there is no mask: nothing to fill
-            filled = (relative[:, -1] - (1 - outside[:, 0])).square().mean(dim=1)  # (B,)
-            of_words = torch.cat([of_words[:, :-1], (filled * masked)[:, None]], dim=1)
-        penalty = penalty + of_words.sum(dim=1)
+    masked = (inside < 1).any(dim=3).any(dim=2)[:, 0]  # (B,) false where there is no mask: nothing to fill
+    for T in sorted({of_layer.shape[1] for of_layer in maps}):
+        mean = torch.stack([of_layer for of_layer in maps if of_layer.shape[1] == T]).mean(dim=0)  # (B, T)
+        relative = mean / mean.amax(dim=1, keepdim=True).clamp(min=1e-8)
+        mask = F.adaptive_avg_pool2d(inside, layer_size(T, *inside.shape[-2:])).flatten(1)  # (B, T)
+        penalty = penalty + (relative - mask).square().mean(dim=1) * masked
     return penalty
-
-
-def resized(inside: Tensor, T: int) -> Tensor:
-    """The mask (B, 1, h, w) as its mean on each of a layer's T cells, (B, 1, T)."""
-    h, w = inside.shape[-2:]
-    while h * w > T:
-        h, w = -(-h // 2), -(-w // 2)
-    return F.adaptive_avg_pool2d(inside.float(), (h, w)).flatten(2)

@@ -1,11 +1,11 @@
 """Interrupted tuning goes on where it stopped: one file with all a run needs, kept until its concept is saved."""
 
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..files.warn import warn
 from ..files.writing import atomic_file, check_target
 from .finite import is_finite
 
@@ -34,13 +34,12 @@ class Checkpoint:
             if not other:
                 self._restore(saved)
         except Exception:
-            warnings.warn(f"{self.path} cannot be read: the run starts from the beginning.", stacklevel=3)
+            warn(f"{self.path} cannot be read: the run starts from the beginning.")
             return
         if other:
-            warnings.warn(
+            warn(
                 f"{self.path} was left by a run with other pictures, words, settings or base: this one starts from "
-                f"the beginning and replaces it at step {self.every}.",
-                stacklevel=3,
+                f"the beginning and replaces it at step {self.every}."
             )
 
     def _tensors(self) -> list[Tensor]:

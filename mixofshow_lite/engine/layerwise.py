@@ -22,6 +22,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from .. import attention
+from ..attention import cross_attention
 from ..files.concept import Bound
 from .lora import core
 
@@ -50,13 +52,6 @@ class QuickAttention(AttnProcessor2_0):
         return attend(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
 
 
-def cross_attention(unet: nn.Module) -> dict[str, Attention]:
-    """The L cross-attention modules, name -> module, in the order down, mid, up (diffusers itself lists mid last)."""
-    found = [(name, m) for name, m in unet.named_modules() if isinstance(m, Attention) and name.endswith("attn2")]
-    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    return dict(sorted(found, key=lambda item: order[item[0].split(".")[0]]))  # sorted() is stable inside a block
-
-
 class LayerAttention(QuickAttention):
     """Cross-attention of layer l that takes its own slice of a layer-wise context.
 
@@ -77,6 +72,9 @@ class LayerAttention(QuickAttention):
         return super().__call__(attn, hidden_states, self.own_slice(encoder_hidden_states), *args, **kwargs)
 
 
+READ_LAYERS = (LayerAttention, attention.LayerAttention)  # those that find their slice of a context (B, L, N, D)
+
+
 @dataclass
 class Guard:
     """A U-Net's forward pre-hook: layer-wise contexts need LayerAttention, any other processor would misread them.
@@ -91,7 +89,8 @@ class Guard:
     def __call__(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
         context = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
         if isinstance(context, Tensor) and is_layerwise(context, len(self.layers), self.tokens):
-            check_processors(self.layers)
+            # Flattened as stock pipelines pass it on, only the engine's own processors find their slice.
+            check_processors(self.layers, READ_LAYERS if context.ndim == 4 else LayerAttention)
 
 
 def is_layerwise(context: Tensor, layers: int, tokens: int) -> bool:
@@ -99,9 +98,9 @@ def is_layerwise(context: Tensor, layers: int, tokens: int) -> bool:
     return context.ndim == 4 or (context.ndim == 3 and layers > 1 and context.shape[1] == layers * tokens)
 
 
-def check_processors(modules: dict[str, Attention]) -> None:
-    """Raise ValueError unless every cross-attention layer has a processor that takes its own slice of a context."""
-    others = {type(m.processor).__name__ for m in modules.values() if not isinstance(m.processor, LayerAttention)}
+def check_processors(modules: dict[str, Attention], reads: type | tuple[type, ...] = LayerAttention) -> None:
+    """Raise ValueError unless every cross-attention layer's processor is one that takes its own slice of a context."""
+    others = {type(m.processor).__name__ for m in modules.values() if not isinstance(m.processor, reads)}
     if others:
         raise ValueError(
             f"The U-Net's cross-attention has other processors on ({', '.join(sorted(others))}), which read neither "

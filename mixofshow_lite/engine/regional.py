@@ -17,7 +17,8 @@ official code. The blend is taken before the layer's output projection: the same
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,10 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..attention import cross_attention, layer_size, split_heads, swapped
 from ..files.warn import warn
 from ..model import DiffusionModel
-from .layerwise import LayerAttention, check_processors, cross_attention
+from .layerwise import READ_LAYERS, LayerAttention, check_processors
 from .masks import Region, check_regions, parse_regions, region_weights, side_by_side
 
 __all__ = ["Region", "RegionAttention", "parse_regions", "region_weights", "regional_attention", "side_by_side"]
@@ -135,20 +137,11 @@ class Plan:
                 "guidance scale above 1 say guided=True."
             )
 
-    def size_of(self, T: int) -> tuple[int, int]:
-        """(h, w) of a layer of T cells: the latent's, halved until they fit."""
-        h, w = self.cells
-        while h * w > T:
-            h, w = -(-h // 2), -(-w // 2)
-        if h * w != T:
-            raise ValueError(f"A layer has {T} cells, which latents of {self.cells} cells do not halve to.")
-        return h, w
-
     def shares(self, own: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Who has which share of features (B, T, C): the global prompt's (T, 1); for every region of `own` the cells
         where it has any, (R, K), and its shares there, (R, K, 1). Smaller regions are padded with shares of 0.
         """
-        h, w = self.size_of(like.shape[1])
+        h, w = layer_size(like.shape[1], *self.cells)
         key = (h, w, self.now, own)
         if key not in self.cache:
             active = region_weights([self.regions[i] for i in self.now], h, w, self.base_ratio)
@@ -162,7 +155,7 @@ class Plan:
 
     def may_look(self, T: int, device: torch.device) -> Tensor | None:
         """(T, T) true where cell p may look at cell q: they share a region, or one of them is in none."""
-        h, w = self.size_of(T)
+        h, w = layer_size(T, *self.cells)
         key = (h, w, self.now)
         if key not in self.cache and self.now:
             inside = torch.stack([self.regions[i].cover(h, w).flatten() >= 0.5 for i in self.now]).float()  # (R, T)
@@ -227,11 +220,6 @@ class IsolatedAttention:
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, C) -> (B, heads, T, C / heads)"""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
 @contextmanager
 def regional_attention(
     model: DiffusionModel,
@@ -261,35 +249,25 @@ def regional_attention(
     regions = check_regions(regions)
     if not 0 <= base_ratio < 1:
         raise ValueError(f"base_ratio is {base_ratio}: give the global prompt's share, 0 <= base_ratio < 1.")
-    check_processors(cross_attention(model.unet))
+    check_processors(cross_attention(model.unet), READ_LAYERS)
     if not all(type(module.processor) is LayerAttention for module in cross_attention(model.unet).values()):
         raise ValueError("Regions or a recording are on this model already: end their `with` first.")
     negative = "region's negative prompt"
     halves = [contexts(model, [region.negative_prompt for region in regions], negative)] if guided else []
     halves.append(contexts(model, [region.prompt for region in regions]))
-    T, processors, hooks, plans = model.scheduler.config.num_train_timesteps, [], [], []
-    try:
-        for network in (model.unet, *controlnets):
-            plan = Plan(regions, halves, steps, T, base_ratio)
-            plans.append(plan)
-            hooks.append(network.register_forward_pre_hook(only_of(network, plan), with_kwargs=True))
-            new = {
-                module: RegionAttention(layer, len(model.layers), model.tokens, plan)
-                for layer, module in enumerate(cross_attention(network).values())
-            }
-            for module in self_attention(network) if isolate else ():
-                new[module] = IsolatedAttention(plan)
-            for module, processor in new.items():
-                processors.append((module, module.processor))
-                module.set_processor(processor)
-            plan.put = new
+    T = model.scheduler.config.num_train_timesteps
+    with ExitStack() as stack:
+        plans = [Plan(regions, halves, steps, T, base_ratio) for _ in (model.unet, *controlnets)]
+        for network, plan in zip((model.unet, *controlnets), plans, strict=True):
+            stack.callback(network.register_forward_pre_hook(only_of(network, plan), with_kwargs=True).remove)
+            make = {cross_attention: partial(RegionAttention, layers=len(model.layers), tokens=model.tokens, plan=plan)}
+            if isolate:
+                make[self_attention] = lambda _, plan=plan: IsolatedAttention(plan)
+            for find, processor in make.items():
+                ours = stack.enter_context(swapped(network, processor, find))
+                plan.put |= dict(zip(find(network).values(), ours, strict=True))
         yield
         plans[0].close()  # of the U-Net; a ControlNet's would say the same again
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, processor in processors:
-            module.set_processor(processor)
 
 
 def only_of(network: nn.Module, plan: Plan) -> Callable:
@@ -302,9 +280,9 @@ def only_of(network: nn.Module, plan: Plan) -> Callable:
     return observe
 
 
-def self_attention(network: nn.Module) -> list[Attention]:
-    """The self-attention modules of a U-Net or ControlNet."""
-    return [m for name, m in network.named_modules() if isinstance(m, Attention) and name.endswith("attn1")]
+def self_attention(network: nn.Module) -> dict[str, Attention]:
+    """The self-attention modules of a U-Net or ControlNet, name -> module."""
+    return {n: m for n, m in network.named_modules() if isinstance(m, Attention) and n.endswith("attn1")}
 
 
 @torch.no_grad()

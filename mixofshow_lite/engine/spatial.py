@@ -21,10 +21,11 @@ from diffusers import ControlNetModel, T2IAdapter
 from PIL import Image
 from torch import Tensor, nn
 
+from ..attention import swapped
 from ..files.pictures import open_picture, plain
 from ..model import DiffusionModel
 from ..pocket.conditions import KINDS, keypose_layout, sketch_layout
-from .layerwise import LayerAttention, cross_attention
+from .layerwise import LayerAttention
 from .masks import Region
 
 __all__ = ["controlnets", "keypose_layout", "layerwise_controlnet", "load_adapter", "sketch_layout", "spatial_control"]
@@ -244,12 +245,5 @@ def layerwise_controlnet(model: DiffusionModel, controlnet: ControlNetModel) -> 
 
     It is a copy of the U-Net's down and middle blocks, so its layers are the U-Net's first ones.
     """
-    modules = list(cross_attention(controlnet).values())
-    before = [module.processor for module in modules]
-    for layer, module in enumerate(modules):
-        module.set_processor(LayerAttention(layer, len(model.layers), model.tokens))
-    try:
+    with swapped(controlnet, lambda layer: LayerAttention(layer, len(model.layers), model.tokens)):
         yield
-    finally:
-        for module, processor in zip(modules, before, strict=True):
-            module.set_processor(processor)

@@ -12,20 +12,23 @@ pictures, times and noises are drawn for the whole batch on the CPU, whatever pa
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..diffusion import draw_noise
 from ..files.concept import PLACEHOLDER, WORD, Concept, slug
 from ..files.data import ConceptData
 from ..files.fits import check_finite
-from ..model import DiffusionModel, denoising_loss, draw_noise
+from ..model import DiffusionModel, denoising_loss
+from ..tuning import freezing_norm
 from . import finite, lora
 from .attention_loss import outside_attention, watched
 from .checkpoint import Checkpoint, prior_file
@@ -33,8 +36,8 @@ from .fusion.grams import CONTEXT_LINEAR
 from .layerwise import BEGINNINGS
 from .parallel import Precision, add_up, processes_for, shares
 from .recipes import RECIPES, SD15, Recipe, recipe_for
-from .views import add_prior, prepare
-from .wording import Reader, density_loss, init_rows, quicken, spread
+from .views import Views, add_prior, prepare
+from .wording import Reader, density_loss, init_rows, quicken
 
 __all__ = ["RECIPES", "SD15", "Recipe", "recipe_for", "tune"]
 
@@ -74,72 +77,133 @@ def tune(
     words = tuple(words or (f"<{slug(name)}{i + 1}>" for i in range(len(recipe.init))))
     check(recipe, words, class_word, base, steps)
     phrase = " ".join((*words, class_word) if recipe.class_after else words)
+    names = {"name": name, "words": words, "class_word": class_word, "phrase": phrase}
     steps = steps or recipe.steps or math.ceil(500 * len(data) / recipe.batch)
-    precision, processes = Precision(base, mixed_precision), processes_for(base)
-    first = processes.is_main_process  # of several processes: the one that writes, reports and calls back
-    checkpoint = checkpoint and Path(checkpoint)
+    memory = {"mixed_precision": mixed_precision, "gradient_checkpointing": gradient_checkpointing}
+    run = start(base, data, recipe, names, seed, steps, checkpoint and Path(checkpoint), progress, **memory)
+    shown = tqdm(total=steps, initial=run.state.step, disable=not (progress and run.first), desc=f"tuning {name}")
+    with shown as bar:
+        for record in tuning_steps(run, accumulate):
+            bar.update()
+            bar.set_postfix(loss=f"{record['loss']:.3f}")
+            done = record["step"] + 1
+            if strip and run.first and (done % strip == 0 or done == steps):
+                record["strip"] = sample_strip(base, run.concept(), seed)
+            if callback is not None and run.first:
+                callback(record)
+    return run.concept()
 
+
+@dataclass
+class Run:
+    """One run: what its steps work on and move."""
+
+    base: DiffusionModel
+    recipe: Recipe
+    names: dict  # of its concept: name, words, class_word, phrase
+    steps: int  # all of them
+    precision: Precision
+    processes: PartialState
+    model: DiffusionModel  # a copy of the base that holds the recipe's LoRAs
+    rows: dict[str, Tensor]  # word -> (1, D) or (L, D)
+    views: Views
+    reader: Reader
+    generator: torch.Generator  # of all that is drawn at a step
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    state: Checkpoint  # knows the step to begin with
+
+    @property
+    def first(self) -> bool:
+        """Of several processes: whether this is the one that writes, reports and calls back."""
+        return self.processes.is_main_process
+
+    def concept(self) -> Concept:
+        """What has been tuned so far."""
+        return finish(self.base, self.model, self.rows, self.recipe, **self.names)
+
+
+def start(
+    base: DiffusionModel,
+    data: ConceptData,
+    recipe: Recipe,
+    names: dict,
+    seed: int,
+    steps: int,
+    checkpoint: Path | None,
+    progress: bool,
+    mixed_precision: str | None,
+    gradient_checkpointing: bool,
+) -> Run:
+    """Everything before the first step, or before the next one of an interrupted run; see `tune` for errors."""
+    precision, processes = Precision(base, mixed_precision), processes_for(base)
+    first = processes.is_main_process
     model = base.copy()
     quicken(model.text_encoder)
-    rows = init_rows(base, recipe, words, class_word, seed)
-    limit = (recipe.freeze_norm or math.inf) * spread(base) * base.text_encoder.config.hidden_size**0.5
+    rows = init_rows(base, recipe, names["words"], names["class_word"], seed)
     attach(model, recipe, seed, gradient_checkpointing)
-    views = prepare(base, data, recipe, phrase, seed)
-    file = prior_file(checkpoint) if checkpoint and first else None
+    views = prepare(base, data, recipe, names["phrase"], seed)
     if recipe.prior:
-        views = add_prior(views, base, class_word, recipe.prior, seed, file, progress)
+        file = prior_file(checkpoint) if checkpoint and first else None
+        views = add_prior(views, base, names["class_word"], recipe.prior, seed, file, progress)
     reader = Reader(model, views.prompts, rows, recipe.text_lora)
-    weight = picture_weights(recipe).to(base.device)
-    regularised = recipe.attention > 0 and views.masked
-
     generator = torch.Generator().manual_seed(seed)
     optimizer = make_optimizer(model, rows, recipe)
-    tuned = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     schedule = make_schedule(optimizer, recipe, steps)
-    watch = LossWatch(base, model, rows, f"Tuning {name!r}", patience=10 if precision.scaler.is_enabled() else 0)
-    key = f"{asdict(recipe)} {phrase} {seed} {steps} {base.fingerprint} {data.digest()}"
+    key = f"{asdict(recipe)} {names['phrase']} {seed} {steps} {base.fingerprint} {data.digest()}"
     parts = {"schedule": schedule, "scaler": precision.scaler, "generator": generator}
     state = Checkpoint(checkpoint, key, optimizer, keep=first, **parts)
+    work = (model, rows, views, reader, generator, optimizer, schedule, state)
+    return Run(base, recipe, names, steps, precision, processes, *work)
 
-    def concept() -> Concept:
-        return finish(base, model, rows, recipe, name=name, words=words, class_word=class_word, phrase=phrase)
 
-    with tqdm(total=steps, initial=state.step, disable=not (progress and first), desc=f"tuning {name}") as bar:
-        for step in range(state.step, steps):
-            pick = torch.tensor(views.draw(recipe.batch, generator, recipe.noises))
-            t, noise = draw_noise(base, (len(pick), *views.latents.shape[1:]), recipe.noise_offset, generator)
-            latents = views.latents_of(pick, generator)  # (b, C, h, w)
-            drop_context(model, recipe.drop_context, generator)
-            loss = torch.zeros((), device=base.device)
-            for part in shares(len(pick), accumulate, processes):
-                some = pick[part]
-                with watched(model.unet, reader.finder(some)) if regularised else nullcontext([]) as maps:
-                    with precision.autocast():
-                        drawn = (latents[part], reader(some), noise[part], t[part], views.counted[some])
-                        losses = denoising_loss(model, *drawn, each=True)
-                        if regularised:
-                            penalty = outside_attention(maps, views.inside[some], recipe.full_identity)
-                            losses = losses + recipe.attention * penalty
-                        of_part = (weight[part] * losses).sum()
-                    precision.backward(of_part)
-                loss += of_part.detach()
-            if recipe.density > 0 and first:  # once a step, whatever parts it is worked in
-                loss += backward_density(precision, base, rows, recipe)
-            loss = watch(step, add_up(processes, tuned, loss))
-            norm = torch.cat(list(rows.values())).norm(dim=1).mean().item()
-            if norm >= limit:
-                freeze(rows)
-            precision.step(optimizer)
-            schedule.step()
-            state.save(step + 1, last=step + 1 == steps)
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}")
-            record = {"step": step, "loss": loss, "embedding_norm": norm}
-            if strip and first and ((step + 1) % strip == 0 or step + 1 == steps):
-                record["strip"] = sample_strip(base, concept(), seed)
-            if callback is not None and first:
-                callback(record)
-    return concept()
+def tuning_steps(run: Run, accumulate: int = 1) -> Iterator[dict]:
+    """The loop: dict(step, loss, embedding_norm) after each step that is left, once its checkpoint is written.
+
+    The norm is that of before the step. Raises ValueError where losses are not finite.
+    """
+    recipe, rows = run.recipe, run.rows
+    tuned = [tensor for group in run.optimizer.param_groups for tensor in group["params"]]
+    patience = 10 if run.precision.scaler.is_enabled() else 0
+    watch = LossWatch(run.base, run.model, rows, f"Tuning {run.names['name']!r}", patience)
+    limit = freezing_norm(recipe, run.base.text_encoder)
+    for step in range(run.state.step, run.steps):
+        loss = backward_batch(run, accumulate)
+        if recipe.density > 0 and run.first:  # once a step, whatever parts it is worked in
+            loss += backward_density(run.precision, run.base, rows, recipe)
+        loss = watch(step, add_up(run.processes, tuned, loss))
+        norm = torch.cat(list(rows.values())).norm(dim=1).mean().item()
+        if norm >= limit:
+            freeze(rows)
+        run.precision.step(run.optimizer)
+        run.schedule.step()
+        run.state.save(step + 1, last=step + 1 == run.steps)
+        yield {"step": step, "loss": loss, "embedding_norm": norm}
+
+
+def backward_batch(run: Run, accumulate: int) -> Tensor:
+    """Draw a batch and add the gradients of its loss (Eq. 1), part by part -> the loss of this process, ()."""
+    recipe, views, generator = run.recipe, run.views, run.generator
+    pick = torch.tensor(views.draw(recipe.batch, generator, recipe.noises))
+    t, noise = draw_noise(run.base, (len(pick), *views.latents.shape[1:]), recipe.noise_offset, generator)
+    latents = views.latents_of(pick, generator)  # (b, C, h, w)
+    drop_context(run.model, recipe.drop_context, generator)
+    weight = picture_weights(recipe).to(run.base.device)
+    regularised = recipe.attention > 0 and views.masked
+    loss = torch.zeros((), device=run.base.device)
+    for part in shares(len(pick), accumulate, run.processes):
+        some = pick[part]
+        with watched(run.model.unet, run.reader.finder(some)) if regularised else nullcontext([]) as maps:
+            with run.precision.autocast():
+                drawn = (latents[part], run.reader(some), noise[part], t[part], views.counted[some])
+                losses = denoising_loss(run.model, *drawn, each=True)
+                if regularised:
+                    penalty = outside_attention(maps, views.inside[some], recipe.full_identity)
+                    losses = losses + recipe.attention * penalty
+                of_part = (weight[part] * losses).sum()
+            run.precision.backward(of_part)
+        loss += of_part.detach()
+    return loss
 
 
 def sample_strip(base: DiffusionModel, concept: Concept, seed: int) -> list[Image.Image]:

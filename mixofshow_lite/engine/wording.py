@@ -5,7 +5,6 @@ V, V+    rows      word -> (1, D) or (L, D), trainable
 c        context   (b, L, N, D)
 """
 
-import hashlib
 import math
 
 import torch
@@ -17,35 +16,24 @@ from transformers.activations import QuickGELUActivation
 
 from ..files.concept import Bound, bind
 from ..model import DiffusionModel
-from .attention_loss import find_words
+from ..prompts import class_embedding, find_words, random_embedding
 from .layerwise import encode
 from .lora import core
 from .recipes import Recipe
 
 
-def spread(base: DiffusionModel) -> float:
-    """Standard deviation of the numbers in the model's own token embeddings."""
-    return base.text_encoder.get_input_embeddings().weight.float().std().item()
-
-
 def init_rows(
     base: DiffusionModel, recipe: Recipe, words: tuple[str, ...], class_word: str, seed: int
 ) -> dict[str, nn.Parameter]:
-    """The trainable rows, word -> (L, D) or (1, D): "rand" draws with the spread of the model's own embeddings, "class"
-    copies the class word's (the mean of its tokens); every layer starts from the same row. A random row depends on the
-    seed and on the word: two clients who both take seed 0 must not start from one identity.
-    """
-    table = base.text_encoder.get_input_embeddings().weight.detach().float()
+    """The trainable rows, word -> (L, D) or (1, D), each started as `recipe.init` says; all layers start alike."""
     copies, rows = len(base.layers) if recipe.layerwise else 1, {}
     for word, kind in zip(words, recipe.init, strict=True):
-        digest = hashlib.sha256(f"{seed} {word}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         if kind == "rand":
-            row = torch.randn(table.shape[1], generator=generator).to(table.device) * spread(base)
+            row = random_embedding(base.text_encoder, word, seed)
         else:
             like = class_word if kind == "class" else kind
-            row = table[base.tokenizer(like, add_special_tokens=False).input_ids].mean(dim=0)
-        rows[word] = nn.Parameter(row.repeat(copies, 1))
+            row = class_embedding(base.text_encoder, base.tokenizer, like)
+        rows[word] = nn.Parameter(row.to(base.device).repeat(copies, 1))
     return rows
 
 
@@ -128,5 +116,5 @@ class Reader:
         return torch.stack([found[n] for n in numbers])
 
     def finder(self, entries: Tensor) -> Tensor:
-        """Where the concept's words stand in their prompts, (b, W, N), see attention_loss.py."""
+        """Where the concept's words stand in their prompts, (b, W, N), see `prompts.find_words`."""
         return find_words(self.bound.slots[self.number[entries]], len(self.rows)).to(self.model.device)

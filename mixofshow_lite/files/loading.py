@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -27,10 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..attention import cross_attention
 from ..engine.finite import first_not_finite, model_not_finite
-from ..engine.layerwise import cross_attention
 from ..model import DiffusionModel
 from .prompt_check import named_together
+from .warn import warn
 from .writing import PIPELINE, atomic_folder, check_target
 
 # The hub id that replaced runwayml/stable-diffusion-v1-5, which vanished; if it moves, any SD 1.5 folder does as well.
@@ -314,5 +314,5 @@ def read_words(folder: Path, model: DiffusionModel) -> dict[str, Tensor]:
     L = len(model.layers)
     for word, rows in words.items():
         if len(rows) != L:
-            warnings.warn(f"{word} in {path} has {len(rows)} rows for {L} layers and is left out.", stacklevel=4)
+            warn(f"{word} in {path} has {len(rows)} rows for {L} layers and is left out.")
     return {word: rows for word, rows in words.items() if len(rows) == L}

@@ -18,11 +18,11 @@ from PIL import Image
 
 from ..engine.evaluation import Scorer, image_scores, load_scorer
 from ..engine.recipes import FREEZE_NORM, RECIPES, Recipe
-from ..engine.wording import spread
 from ..files.concept import Concept
 from ..files.data import ConceptData
 from ..files.grid import grid
 from ..model import DiffusionModel
+from ..prompts import embedding_std
 from .study import Difference, Study, difference, tuned
 
 EMBEDDINGS = ("textual_inversion", "p_plus")
@@ -186,7 +186,7 @@ def word_length(
             base, recipes=list(recipes), freeze_norms=[f"{x:g}" for x in freeze_norms], seeds=list(seeds), pictures=n
         ),
     )
-    random_row = spread(base) * base.text_encoder.config.hidden_size**0.5  # its length
+    random_row = embedding_std(base.text_encoder) * base.text_encoder.config.hidden_size**0.5  # its length
     limits = {x: "no limit" if math.isinf(x) else f"{x * random_row:.3g}" for x in freeze_norms}
     for norm, limit in limits.items() if {"lora", "ed_lora"} <= set(recipes) else ():
         found = difference(rows, "setting", f"ed_lora {norm:g}", f"lora {norm:g}", "alignment_0")

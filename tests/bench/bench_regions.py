@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from mixofshow_lite.attention import cross_attention, split_heads
 from mixofshow_lite.engine.allocator import keep_freed_memory
-from mixofshow_lite.engine.layerwise import LayerAttention, cross_attention
-from mixofshow_lite.engine.regional import Region, regional_attention, split_heads
+from mixofshow_lite.engine.layerwise import LayerAttention
+from mixofshow_lite.engine.regional import Region, regional_attention
 from mixofshow_lite.model import DiffusionModel, load_base
 
 REGIONS = (
