@@ -126,7 +126,9 @@ def test_the_wheel_works_alone(tmp_path):
         "assert data_dir().is_relative_to(sys.argv[1]), data_dir();"
         "base = mos.load_base('pocket'); found = sorted(concepts_dir().glob('*/metadata.jsonl'));"
         "assert len(found) >= 14; mos.ConceptData(found[0].parent);"
-        "assert len(base.sample('a red cat', steps=1, progress=False)) == 1"
+        "assert len(base.sample('a red cat', steps=1, progress=False)) == 1;"
+        "from mixofshow_lite.course.widgets import page;"
+        "assert 'export default' in page.module() and page.STYLE.is_file()"
     )
     environment = os.environ | {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
     result = subprocess.run(
