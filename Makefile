@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab bench pretrain results notebooks colab
+.PHONY: help demo test lab bench pretrain results notebooks colab offline slides site
 
 help:
-	@sed -n '1,6p' Makefile; echo "targets: demo test lab bench pretrain results notebooks colab"
+	@sed -n '1,6p' Makefile; echo "targets: demo test lab bench pretrain results notebooks colab offline slides site"
 
 # One stamp a set of extras; a changed pyproject.toml installs again.
 $(VENV)/.made:
@@ -86,3 +86,11 @@ $(COLAB_VENV)/.made: tests/colab/requirements.txt
 
 colab: $(COLAB_VENV)/.made
 	$(COLAB_VENV)/bin/python .ci/colab.py $(ARGS)
+
+# Wheels and notebooks for a room without a network: out/offline.
+offline: $(VENV)/.lab
+	$(BIN)/python .ci/offline.py --pip "$(PIP_ARGS)"
+
+# The executed notebooks as web pages, and as slides: out/site, out/slides.
+site slides: $(VENV)/.lab
+	$(BIN)/python .ci/pages.py $@

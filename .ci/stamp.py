@@ -2,8 +2,8 @@
 
 The badge ends the first cell's title line, the set-up cell (its text is `.ci/setup_cell.py`, and nowhere else) is the
 first code cell, tagged "setup", and the metadata make Colab start without a GPU, which the pocket model does not need,
-and choose a T4 if one is asked for. Stamping twice changes nothing. With --check nothing is written; the exit status
-says whether something would be.
+and choose a T4 if one is asked for. In the README every notebook that is ready for Colab gets its badge. Stamping twice
+changes nothing. With --check nothing is written; the exit status says whether something would be.
 """
 
 import copy
@@ -53,6 +53,17 @@ def put_setup(notebook) -> None:
     notebook.cells.insert(first, cell)
 
 
+def readme(text: str) -> str:
+    """The README with a badge in the row of every notebook that has the set-up cell, and none in other rows."""
+
+    def row(found: re.Match) -> str:
+        file = HERE.parent / "notebooks" / f"{found[2]}.ipynb"
+        ready = file.exists() and stamp(nbformat.read(file, 4), file.stem) == nbformat.read(file, 4)
+        return f"{found[1]} | {badge(found[2]) if ready else ''} |"
+
+    return re.sub(r"^(\| \[[^\]]*\]\(notebooks/(\w+)\.ipynb\)) \|[^|]*\|", row, text, flags=re.M)
+
+
 def main(arguments: list[str]) -> int:
     """Stamp the notebooks named; 1 with --check if one is not stamped."""
     stale = 0
@@ -65,6 +76,13 @@ def main(arguments: list[str]) -> int:
         print(f"{file}: badge, set-up cell or metadata are not as .ci/stamp.py writes them")
         if "--check" not in arguments:
             nbformat.write(stamped, file)
+    page = HERE.parent / "README.md"
+    text = page.read_text(encoding="utf-8")
+    if readme(text) != text:
+        stale += 1
+        print("README.md: badges are not as .ci/stamp.py writes them")
+        if "--check" not in arguments:
+            page.write_text(readme(text), encoding="utf-8")
     return int(stale > 0 and "--check" in arguments)
 
 

@@ -109,6 +109,12 @@ def test_the_address_is_written_in_one_place():
                 assert found in (stamp.REPOSITORY, stamp.COLAB), f"{file.name} names {found}"
 
 
+def test_the_readme_has_the_badges_of_notebooks_that_are_ready():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert stamp.readme(text) == text, "run: python .ci/stamp.py notebooks/*.ipynb"
+    assert stamp.readme("| [a](notebooks/none.ipynb) | old | b |") == "| [a](notebooks/none.ipynb) |  | b |"
+
+
 def test_what_moved_is_told():
     colab = script("colab")
     assert colab.moved({"torch": "2.11", "numpy": "2.1.3"}, {"torch": "2.11", "numpy": "2.1.3", "ftfy": "6"}) == []

@@ -67,7 +67,9 @@ def test_installed_packages_meet_the_floors():
         assert have >= floor, name
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lab", "bench", "pretrain", "results", "notebooks", "colab"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "lab", "bench", "pretrain", "results", "notebooks", "colab", "offline", "slides", "site"]
+)
 def test_make_knows_its_targets_and_installs_first(target, tmp_path):
     result = subprocess.run(
         ["make", "-n", target, f"VENV={tmp_path / 'v'}", f"COLAB_VENV={tmp_path / 'c'}"],

@@ -34,6 +34,19 @@ def close(mine, wanted, hint: str, tolerance: float = 1e-4) -> None:
         raise AssertionError(f"Not yet: off by {error:.2g} relative. {hint}")
 
 
+def called(function: Callable, *arguments, hint: str = ""):
+    """A student's function, called: whatever it raises becomes an AssertionError of one sentence and the hint."""
+    if not callable(function):
+        raise AssertionError(f"A function is wanted, this is a {type(function).__name__}. {hint}".strip())
+    try:
+        return function(*arguments)
+    except AssertionError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())[:200]
+        raise AssertionError(f"Your function stopped with {type(error).__name__}: {what}. {hint}".strip()) from error
+
+
 def find(number: str) -> Callable:
     """The check of an exercise; KeyError with the known ones in a sentence."""
     everything()

@@ -5,6 +5,7 @@
     AlphaSlider      a concept's pictures at any LoRA weight (Fig. 3)   ipywidgets, or a static strip
     Playground       fusions of a few concepts (3.2, 3.3.2)             ipywidgets, or a static picture
     FrameSlider      a slider over pictures that are drawn already      ipywidgets, or a static picture
+    CharacterStudio  a character of one's own, by Pocket World          ipywidgets, or a static picture
 
 Names are imported when first used, so that drawing regions does not ask for anywidget.
 """
@@ -17,6 +18,7 @@ _HOME = {
     "AlphaSlider": "alpha_slider",
     "Playground": "playground",
     "FrameSlider": "panel",
+    "CharacterStudio": "studio",
 }
 __all__ = list(_HOME)
 
