@@ -91,6 +91,11 @@ colab: $(COLAB_VENV)/.made
 offline: $(VENV)/.lab
 	$(BIN)/python .ci/offline.py --pip "$(PIP_ARGS)"
 
-# The executed notebooks as web pages, and as slides: out/site, out/slides.
-site slides: $(VENV)/.lab
-	$(BIN)/python .ci/pages.py $@
+# The executed notebooks as web pages, with a page of sliders whose pictures are drawn once: out/site.
+site: $(VENV)/.lab
+	$(BIN)/python .ci/play.py
+	$(BIN)/python .ci/pages.py site
+
+# The same as slides: out/slides.
+slides: $(VENV)/.lab
+	$(BIN)/python .ci/pages.py slides

@@ -97,6 +97,8 @@ def write(kind: str, folder: Path, files: list[Path]) -> Path:
         (folder / f"{file.stem}.html").write_text(page, encoding="utf-8")
         items.append(f'<li><a href="{file.stem}.html">{html.escape(title)}</a><br>{html.escape(question)}</li>')
     lead = "Mix-of-Show, a course to read and run. These pages are the notebooks as they were last run."
+    if (folder / "play.html").exists():
+        lead += ' <a href="play.html">Try it here</a>, with sliders and without installing anything.'
     text = INDEX.format(title=f"mixofshow_lite: {kind}", lead=lead, items="\n".join(items))
     (folder / "index.html").write_text(text, encoding="utf-8")
     return folder / "index.html"
