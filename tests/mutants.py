@@ -329,7 +329,7 @@ def copy_to(folder: Path) -> None:
         (folder / name).mkdir()
     for name in ("__init__", *FILES):
         shutil.copy(ROOT / "mixofshow_lite" / f"{name}.py", folder / "mixofshow_lite")
-    for name in ("paper_tiny.py", *FAST):
+    for name in ("paper_tiny.py", "bench/sd15_shapes.py", *FAST):
         shutil.copy(ROOT / "tests" / name, folder / "tests")
     (folder / "tests" / "conftest.py").write_text(CONFTEST)
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sd15_shapes
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import make_concept
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from mixofshow_lite.attention import cross_attention
 from mixofshow_lite.cli import main
@@ -426,25 +426,23 @@ def test_convert_from_the_shell(tiny_folder, concept, tmp_path, capsys, format):
 
 
 @pytest.fixture(scope="module")
-def sd15_shapes():
+def sd15():
     """Stable Diffusion 1.5's nets without weights: names and shapes are all that a reader asks of a base."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+    text_encoder, unet = sd15_shapes.networks()
     return SimpleNamespace(base_id="sd15", unet=unet, text_encoder=text_encoder, layers=tuple(cross_attention(unet)))
 
 
-def test_the_official_counts_on_stable_diffusion_15(sd15_shapes, tmp_path):
+def test_the_official_counts_on_stable_diffusion_15(sd15, tmp_path):
     """FACTS: U-Net 797,184 + text encoder 294,912 + embeddings 24,576 floats in 354 tensors."""
     factors = {
         net: {n: (torch.ones(4, m.in_features), torch.ones(m.out_features, 4)) for n, m in found.items()}
         for net in ("text_encoder", "unet")
-        for found in [lora.attention_linears(getattr(sd15_shapes, net))]
+        for found in [lora.attention_linears(getattr(sd15, net))]
     }
     rows = {"<potter1>": torch.ones(16, 768), "<potter2>": torch.ones(16, 768)}
     made = Concept("potter", tuple(rows), "man", "ed_lora", rows, factors)
     torch.save(official(made), tmp_path / "potter.pth")
-    read = Concept.from_official(tmp_path / "potter.pth", sd15_shapes, class_word="man", verbose=False)
+    read = Concept.from_official(tmp_path / "potter.pth", sd15, class_word="man", verbose=False)
     assert read.source == (
         "potter.pth: 354 of 354 tensors matched, 2 words, 48 layers of the text_encoder, 128 layers of the unet"
     )
@@ -453,7 +451,7 @@ def test_the_official_counts_on_stable_diffusion_15(sd15_shapes, tmp_path):
     assert (
         sum(t.numel() for t in load_file(read.save(tmp_path / "potter") / "concept.safetensors").values()) == 1_116_672
     )
-    again = Concept.from_lora(read.to_lora(tmp_path / "x.safetensors", "kohya"), sd15_shapes, "man", verbose=False)
+    again = Concept.from_lora(read.to_lora(tmp_path / "x.safetensors", "kohya"), sd15, "man", verbose=False)
     assert again.source.startswith("x.safetensors: 528 of 528 tensors matched")
 
 

@@ -8,10 +8,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+import sd15_shapes
 import torch
-from diffusers import UNet2DConditionModel
 from paper_tiny import farthest, load_model, random_concept, toy_pictures, weights_of
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from mixofshow_lite import attention, diffusion, evaluation, fusion, lora, prompts, regions, tuning
 
@@ -455,26 +454,14 @@ def test_words_learn_by_the_attention_term_alone(model):
     assert penalties[-1] < penalties[0] - 0.02
 
 
-SD15_UNET = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}
-SD15_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-
-
 def test_ed_lora_is_as_large_as_the_official_file():
     """On Stable Diffusion 1.5's shapes, without numbers: 354 tensors, 1,116,672 floats."""
+    recipe = tuning.RECIPES["ed_lora"]
+    text_encoder, unet = sd15_shapes.networks()
     with torch.device("meta"):
-        nets = [UNet2DConditionModel(**SD15_UNET), CLIPTextModel(CLIPTextConfig(**SD15_TEXT))]
-        recipe = tuning.RECIPES["ed_lora"]
-        layers = [*lora.attach(nets[0], recipe.rank).values(), *lora.attach(nets[1], recipe.rank).values()]
+        layers = [layer for net in (text_encoder, unet) for layer in lora.attach(net, recipe.rank).values()]
     floats = sum(layer.down.numel() + layer.up.numel() for layer in layers)
-    rows = len(attention.cross_attention(nets[0]))
+    rows = len(attention.cross_attention(unet))
     assert 2 * len(layers) + len(recipe.init) == 354
     assert floats + len(recipe.init) * rows * 768 == 1_116_672
 

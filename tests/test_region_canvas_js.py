@@ -149,15 +149,17 @@ def test_one_change_is_one_message_and_one_step_of_undo():
 @needs_node
 def test_a_new_change_forgets_what_was_undone_and_python_s_can_be_undone():
     found = of_state("""
-    state.add(); state.undo();
+    state.add(); state.undo(); state.add();
+    const own = session.redo.length;
+    state.undo();
     model.set("_regions", [{ ...state.fresh({ box: [0, 0, 1, 1] }), name: "from Python" }]);
     const redo = session.redo.length;
     state.undo();
     const before = names();
     state.redo();
-    return { redo, before, after: names() };
+    return { own, redo, before, after: names() };
     """)
-    assert found == {"redo": 0, "before": [], "after": ["from Python"]}
+    assert found == {"own": 0, "redo": 0, "before": [], "after": ["from Python"]}
 
 
 @needs_node

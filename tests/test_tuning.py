@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sd15_shapes
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -93,23 +93,11 @@ def test_recipes(tiny_base, data, tmp_path, recipe, words, phrase, text_layers, 
     assert one.sample(f"a photo of {again.phrase}", steps=1, progress=False)[0].size == (64, 64)
 
 
-SD15_UNET = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}
-SD15_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-
-
 @pytest.fixture(scope="module")
 def sd15():
     """Stable Diffusion 1.5's networks without their numbers: shapes only."""
-    with torch.device("meta"):
-        return UNet2DConditionModel(**SD15_UNET), CLIPTextModel(CLIPTextConfig(**SD15_TEXT))
+    text_encoder, unet = sd15_shapes.networks()
+    return unet, text_encoder
 
 
 @pytest.mark.parametrize(

@@ -37,18 +37,6 @@ from mixofshow_lite.engine.fusion.settings import default_ridge
 ITERATIONS = dict(zip(STAGES, (500, 500, 50), strict=True))  # the paper's
 STEPS, RANK, CHUNK = 20, 4, 4096  # denoising steps recorded, rank of a concept's update, rows made at a time
 TEXT_ROWS, CONTEXT_ROWS = 176, 6  # of one concept, official: two prompts x L layer prompts; two words and the end
-SD15_UNET = {  # Stable Diffusion 1.5's configuration, where it differs from diffusers' defaults
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "attention_head_dim": 8,
-}
-SD15_TEXT = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-}
 
 
 @dataclass(frozen=True)
@@ -68,16 +56,17 @@ class Feed:
 
 def networks(shapes: str) -> tuple[nn.Module, nn.Module]:
     """(text encoder, U-Net) without weights: "sd15", or "pocket" from the shipped configuration."""
+    if shapes == "sd15":
+        import sd15_shapes
+
+        return sd15_shapes.networks()
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    if shapes == "sd15":
-        text, unet = CLIPTextConfig(**SD15_TEXT), SD15_UNET
-    else:
-        from mixofshow_lite.files.resources import pocket_dir
+    from mixofshow_lite.files.resources import pocket_dir
 
-        text = CLIPTextConfig.from_pretrained(pocket_dir() / "text_encoder", local_files_only=True)
-        unet = UNet2DConditionModel.load_config(pocket_dir() / "unet", local_files_only=True)
+    text = CLIPTextConfig.from_pretrained(pocket_dir() / "text_encoder", local_files_only=True)
+    unet = UNet2DConditionModel.load_config(pocket_dir() / "unet", local_files_only=True)
     with torch.device("meta"):
         return CLIPTextModel(text), UNet2DConditionModel.from_config(unet)
 

@@ -18,6 +18,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import sd15_shapes
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -96,13 +97,10 @@ def random_sd15(device: torch.device, dtype: torch.dtype, autoencoder: bool = Fa
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=12,
-                num_attention_heads=12,
+                **sd15_shapes.TEXT,
             )
         )
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+        unet = UNet2DConditionModel(**sd15_shapes.UNET)
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512) if autoencoder else (8, 8, 8, 8),
             layers_per_block=2 if autoencoder else 1,
