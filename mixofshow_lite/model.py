@@ -13,7 +13,6 @@ is read from the model.
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -30,12 +29,15 @@ from tqdm.auto import tqdm
 from .attention import cross_attention
 from .diffusion import add_noise, draw_noise
 from .engine import lora
+from .engine.arguments import SEEDS, check_callback, check_whole, is_number, is_whole
 from .engine.finite import culprit, is_finite
 from .engine.layerwise import check_processors, encode, install
 from .files.concept import Concept, bind
 from .files.fits import check_fits
 from .files.prompt_check import as_prompts, cut_off, foreign_syntax, half_named, not_joined, unknown_words
 from .files.warn import warn
+
+LARGEST_SIDE = 16384  # pixels
 
 
 @dataclass
@@ -103,7 +105,7 @@ class DiffusionModel:
 
         Raises ValueError on an alpha, or a concept, that is not finite here.
         """
-        if not math.isfinite(alpha):
+        if not is_number(alpha):
             raise ValueError(f"alpha={alpha}: give a finite number, 1 for the whole update.")
         model = self.with_words(concept)
         for net, factors in concept.lora.items() if alpha else ():
@@ -220,10 +222,13 @@ class DiffusionModel:
         `size` in pixels, an int or (height, width); raises ValueError unless the latents have whole cells. The U-Net
         takes any number of them: what it cannot halve it rounds up, and cuts off again on its way back.
         """
-        size = self.size if size is None else (size, size) if isinstance(size, int) else tuple(size)
-        if len(size) != 2 or any(side < self.factor or side % self.factor for side in size):
+        size = self.size if size is None else size
+        size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+        whole = len(size) == 2 and all(is_whole(side, self.factor, LARGEST_SIDE) for side in size)
+        if not whole or any(side % self.factor for side in size):
             raise ValueError(
-                f"size={size} does not fit this model: both sides must be multiples of {self.factor} pixels."
+                f"size={size} does not fit this model: both sides must be multiples of {self.factor} pixels, "
+                f"up to {LARGEST_SIDE}."
             )
         shape = (self.unet.config.in_channels, size[0] // self.factor, size[1] // self.factor)
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)])
@@ -256,12 +261,18 @@ class DiffusionModel:
         range; warns where a picture is black because numbers were not finite.
         """
         prompts = as_prompts(prompt)
+        for name, value in {"n": n, "steps": steps, "batch": batch}.items():
+            check_whole(name, value, least=1 if name == "batch" else 0, most=10_000)
+        check_whole("seed", seed, *SEEDS)
+        check_callback(callback)
+        if not isinstance(negative_prompt, str):
+            raise TypeError(f"negative_prompt={negative_prompt!r}: give one text, for all pictures.")
         if n < 1 or steps < 1 or not prompts:
             raise ValueError(f"n={n}, steps={steps}, {len(prompts)} prompts: ask for at least one of each.")
         if not all(p.strip() for p in prompts):
             warn("The prompt is empty: the model draws whatever it likes (unconditionally).")
         guidance = self.guidance if guidance is None else guidance
-        if not math.isfinite(guidance):
+        if not is_number(guidance):
             raise ValueError(f"guidance={guidance}: give a finite number, 1 for the conditional model alone.")
         noise = self.noise(n, seed, size).repeat(len(prompts), 1, 1, 1)
         context = self.context([p for p in prompts for _ in range(n)])  # (B, L, N, D)

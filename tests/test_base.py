@@ -450,6 +450,16 @@ def test_a_base_takes_its_own_concepts_in_every_precision(tiny_base, tiny_folder
     assert pixels(fused, "a <bibi1> <bibi2>", steps=1).std() > 0
 
 
+def test_a_folder_stored_in_bfloat16_is_drawn_in_float32_and_says_that_it_is_rounded(tiny_base, tmp_path, concept):
+    model = tiny_base.copy()
+    model.pipeline().to(torch.bfloat16).save_pretrained(tmp_path / "stock")  # no mixofshow.json
+    rounded = mos.load_base(tmp_path / "stock", device="cpu")
+    assert rounded.dtype == torch.float32 and rounded.fingerprint.startswith("bf16-")
+    assert np.abs(pixels(rounded, steps=2) - pixels(tiny_base, steps=2)).max() < 20
+    with pytest.warns(UserWarning, match="unless one is the other rounded to bfloat16"):
+        mos.weight_fusion(rounded, [concept])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_shipped_concepts_are_the_pocket_models_own(dtype):
     folder = loading.find("pocket", dtype)[0]

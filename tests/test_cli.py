@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from test_demo import write_concept
+from test_formats import official, same
 from tiny import make_concept
 from tiny_clip import build_clip
 
@@ -23,7 +24,7 @@ from mixofshow_lite.cli.pictures import picture_files, split_region
 from mixofshow_lite.course.widgets import scene
 from mixofshow_lite.engine import recipes
 from mixofshow_lite.engine.fusion import lora_state
-from mixofshow_lite.files import lora_files
+from mixofshow_lite.files import lora_writing, pickles
 from mixofshow_lite.files.concept import WORD
 
 
@@ -266,9 +267,9 @@ def test_help_shows_defaults_and_choices(capsys):
 
 
 def test_choices_are_those_of_the_library():
-    assert set(concepts.FORMATS) == set(lora_files.FORMATS)
+    assert set(concepts.FORMATS) == set(lora_writing.FORMATS)
     assert set(concepts.RECIPES) == {*recipes.RECIPES, *recipes.SD15}
-    assert options.CONCEPT_WORD.pattern == WORD.pattern
+    assert options.CONCEPT_WORD.pattern == WORD.pattern and concepts.PICKLES == pickles.ENDINGS
 
 
 @pytest.mark.parametrize(
@@ -304,10 +305,10 @@ def test_ctrl_c_says_what_is_kept(monkeypatch, capsys, things):
 
     monkeypatch.setattr(concepts, "run_tune", stopped)
     command = "tune photos --class-word dog --out out/dog".split()
-    assert main(command) == 130 and "nothing is kept yet" in capsys.readouterr().err
+    assert main(command) == 130 and "nothing is kept, no step" in capsys.readouterr().err
     Path("out").mkdir()
-    Path("out/dog.checkpoint").touch()
-    assert main(command) == 130 and "kept in out/dog.checkpoint: the same command" in capsys.readouterr().err
+    torch.save({"step": 7}, "out/dog.checkpoint")
+    assert main(command) == 130 and "7 steps are kept in out/dog.checkpoint: the same" in capsys.readouterr().err
 
 
 def test_any_terminal_can_show_it(things):
@@ -486,3 +487,39 @@ def test_a_demo_keeps_what_is_not_its_own(here, tiny_base, capsys):
     make_concept(tiny_base, "ruby").save("out/concepts/ruby")
     old = snapshot(here)
     assert main(command) == 1 and "a concept of your own" in capsys.readouterr().err and snapshot(here) == old
+
+
+class Program:
+    """A pickle of this would write a file when it is opened."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+def test_pickles_are_converted_or_refused_in_one_sentence(tiny_base, concept, tmp_path, monkeypatch, capsys):
+    """An official .pth, another program's LoRA under four endings, and what is neither."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options, "load", lambda args: tiny_base)
+    torch.save(official(concept), "own.pth")
+    assert main(["convert", "own.pth", "own"]) == 0 and Concept.load("own").words == concept.words
+    state = load_file(concept.to_lora("x.safetensors"))
+    for ending in concepts.PICKLES:
+        file = f"lora{ending}"
+        torch.save(state if ending != ".ckpt" else {"state_dict": state}, file)
+        assert main(["convert", file, ending[1:]]) == 1 and "--class-word" in capsys.readouterr().err
+        assert main(["convert", file, ending[1:], "--class-word", "rabbit"]) == 0
+        assert same(Concept.load(ending[1:]), concept)
+    capsys.readouterr()
+    torch.save({"unet": Program()}, "evil.pt")
+    torch.save({"string_to_param": {"*": torch.zeros(2, 32)}, "name": "x"}, "words.pt")
+    Path("half.pt").write_bytes(Path("lora.pt").read_bytes()[:900])
+    Path("text.bin").write_text("<html>not found</html>")
+    for file, says in {
+        "evil.pt": "could run somebody's program",
+        "words.pt": "textual-inversion embedding",
+        "half.pt": "is truncated or no .pt",
+        "text.bin": "no pickle at all",
+    }.items():
+        assert main(["convert", file, "out", "--class-word", "rabbit"]) == 1
+        said = capsys.readouterr().err
+        assert says in said and len(said.splitlines()) == 1 and not Path("out").exists() and not Path("ran").exists()

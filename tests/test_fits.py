@@ -9,7 +9,7 @@ import torch
 from tiny import make_concept
 
 import mixofshow_lite as mos
-from mixofshow_lite.files.fits import check_fits
+from mixofshow_lite.files.fits import ROUNDED, check_fits
 
 MEETINGS = {
     "check_fits": lambda base, concept, folder: check_fits(concept, base),
@@ -63,6 +63,48 @@ def test_numbers_that_are_none_are_an_error(meet, concept):
     name, (down, up) = next(iter(concept.lora["unet"].items()))
     with pytest.raises(ValueError, match="not finite .in .*: tune it again"):
         meet(replace(concept, lora={"unet": {name: (down * math.nan, up)}}))
+
+
+@pytest.mark.parametrize("part", ["down", "up", "scale", "rows"])
+@pytest.mark.parametrize("by", [1e30, 1e5])
+def test_numbers_out_of_all_proportion_are_an_error_that_names_the_place(meet, concept, part, by):
+    """A flipped bit of an exponent, or an alpha of another program: finite, and nothing but noise."""
+    name, (down, up) = list(concept.lora["unet"].items())[7]
+    pair = (down * by, up) if part == "down" else (down, up * by)
+    changed = {"lora": {"unet": concept.lora["unet"] | {name: pair}}}
+    changed = {"scale": by} if part == "scale" else changed
+    changed = (
+        {"embeddings": {word: by * rows for word, rows in concept.embeddings.items()}} if part == "rows" else changed
+    )
+    where = {"scale": "the update of text_encoder", "rows": "the word <bibi1>"}.get(part, f"the update of unet.{name}")
+    with pytest.raises(ValueError, match=rf"damaged or was tuned astray: {where}.* is \de\+\d\d times as large"):
+        meet(replace(concept, **changed))
+
+
+def test_a_strong_update_and_a_layer_of_zeros_are_no_error(tiny_base, concept):
+    strong = replace(concept, scale=50.0)  # a LoRA read without its alpha, say
+    check_fits(strong, tiny_base)
+    model = tiny_base.copy()
+    layer = next(iter(concept.lora["unet"]))
+    model.unet.get_submodule(layer).weight = torch.nn.Parameter(torch.zeros(32, 32), requires_grad=False)
+    check_fits(concept, model)
+
+
+def test_a_lora_file_out_of_all_proportion_is_refused_when_it_is_read(tiny_base, concept, tmp_path):
+    file = replace(concept, scale=1e30).to_lora(tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="'x' is damaged"):
+        mos.Concept.from_lora(file, tiny_base, "rabbit", verbose=False)
+
+
+def test_weights_rounded_to_bfloat16_may_be_the_same(tiny_base, concept):
+    """Who stores a base in bfloat16 without mixofshow.json has lost what the fingerprint is made of."""
+    model = tiny_base.copy()
+    model.fingerprint = ROUNDED + "1234"
+    with pytest.warns(UserWarning, match="unless one is the other rounded to bfloat16, expect a weaker likeness"):
+        check_fits(concept, model)
+    model.fingerprint = "1234"
+    with pytest.warns(UserWarning, match=r"\(1234\): expect a weaker likeness"):
+        check_fits(concept, model)
 
 
 def test_the_warning_points_at_the_users_line(tiny_base):

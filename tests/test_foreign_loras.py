@@ -16,6 +16,7 @@ from tiny import make_concept
 from mixofshow_lite.engine import lora
 from mixofshow_lite.files import keys, lora_files
 from mixofshow_lite.files.concept import Concept
+from mixofshow_lite.files.patterns import ways
 
 
 def refused(file, base, read=Concept.from_lora):
@@ -352,6 +353,68 @@ def test_official_files_with_a_part_of_another_kind(tiny_base, tmp_path, concept
 def test_an_official_file_given_as_a_lora(tiny_base, tmp_path, concept):
     torch.save(official(concept), tmp_path / "x.pth")
     assert "read it with Concept.from_official" in refused(tmp_path / "x.pth", tiny_base)
+
+
+HOSTILE = [
+    "(a+)+$",
+    "(.*)*x",
+    "(a|a)*$",
+    "(?:a?){40}",
+    ".*.*.*.*.*x",
+    "a+)+(b",
+    "([a-z]+)*[0-9]",
+    "(?x: a + )+",
+    "a?" * 40,
+]
+
+
+@pytest.mark.parametrize("pattern", HOSTILE)
+def test_patterns_that_could_take_years_are_refused(tiny_base, tmp_path, concept, pattern):
+    """In both kinds of settings, before the pattern is tried."""
+    write(concept, "peft", tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 4, "alpha_pattern": {pattern: 8}}))
+    said = refused(tmp_path, tiny_base)
+    assert "could take years to match" in said and repr(pattern)[:9] in said
+    metadata = {lora_files.METADATA: json.dumps({"unet.r": 2, "unet.alpha_pattern": {"x": 1, pattern: 8}})}
+    write(concept, "diffusers", tmp_path / "x.safetensors", metadata=metadata)
+    assert "could take years to match" in refused(tmp_path / "x.safetensors", tiny_base)
+
+
+def test_a_great_many_patterns_are_refused_too(tiny_base, tmp_path, concept):
+    write(concept, "peft", tmp_path / "adapter_model.safetensors")
+    config = {"lora_alpha": 4, "alpha_pattern": {f"layer{n}": 1 for n in range(20_000)}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert "could take years" in refused(tmp_path, tiny_base)
+    config = {"lora_alpha": 4, "rank_pattern": {"(a+)+$": 8}}  # ranks are those of the tensors, no pattern is tried
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert Concept.from_lora(tmp_path, tiny_base, "rabbit", verbose=False).rank == 2
+
+
+@pytest.mark.parametrize("pattern", ["(a", "*a", "a{4294967296}", "(?i)to_q", "(" * 5000])
+def test_what_is_no_pattern_is_said(tiny_base, tmp_path, concept, pattern):
+    write(concept, "peft", tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 4, "alpha_pattern": {pattern: 8}}))
+    assert "is no regular expression" in refused(tmp_path, tiny_base)
+
+
+@pytest.mark.parametrize("key", ["lora.A" * 12_000, ".lora_A." * 9_000 + "bias"], ids=["ending", "bias"])
+def test_a_name_of_thousands_of_characters_is_refused_at_once(tiny_base, tmp_path, key):
+    save_file({key: torch.zeros(4, 4)}, tmp_path / "x.safetensors")
+    assert f"a tensor whose name is {len(key)} characters long" in refused(tmp_path / "x.safetensors", tiny_base)
+    assert keys.split(key) == (key, "")
+
+
+def test_ways_of_ordinary_patterns_are_few():
+    for pattern, most in {
+        r"mid_block\.attentions\.0\.transformer_blocks\.0\.attn1\.to_q": 1,
+        r"attn2\.to_[kv]": 1,
+        r"^(down|up)_blocks\.\d+\.attentions\.\d+\..*to_(q|k|v|out\.0)": 2 * 3 * 3 * 40 * 4,
+        r".*attn1.*to_q.*": 40**3,
+        r"(a\)|[)|(+*]?|\|)b{2}": 4,
+    }.items():
+        assert ways(pattern) == most, pattern
+    everything = "|".join(rf"block\.{n}\.to_q" for n in range(300))
+    assert ways(everything) == 300
 
 
 def test_no_key_of_a_plain_lora_looks_like_another_kind(tiny_base, tmp_path):

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import sd15_shapes
@@ -20,7 +21,7 @@ from mixofshow_lite.attention import cross_attention
 from mixofshow_lite.cli import main
 from mixofshow_lite.engine import lora
 from mixofshow_lite.engine.fusion import gradient_fusion, weight_fusion
-from mixofshow_lite.files import keys
+from mixofshow_lite.files import keys, lora_writing
 from mixofshow_lite.files.concept import Concept
 from mixofshow_lite.model import noising
 
@@ -334,6 +335,12 @@ def test_kohya_files_look_like_kohyas(tmp_path, concept):
     assert state[f"{stem}.alpha"].item() == len(state[f"{stem}.lora_down.weight"]) == 2
     diffusers_state = load_file(concept.to_lora(tmp_path / "y.safetensors"))
     assert not any("alpha" in key for key in diffusers_state)
+    # Diffusers 0.19 asks for the names of processors in the U-Net, and for the level text_model in the text encoder.
+    attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.processor"
+    parts = {f"{attention}.to_{p}_lora.{end}.weight" for p in ("q", "k", "v", "out") for end in ("down", "up")}
+    assert {k for k in diffusers_state if k.startswith(attention)} == parts
+    level = "text_encoder.text_model.encoder.layers.1.self_attn.out_proj.lora_linear_layer.up.weight"
+    assert (level in diffusers_state) == (not lora_writing.older(diffusers, 0, 41))
 
 
 @pytest.mark.parametrize("format", FILES)

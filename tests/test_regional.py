@@ -84,22 +84,22 @@ def test_side_by_side_says_who_is_not_alone_and_then_is_the_paper_s():
         ("a blue robot on the beach", 0.3, 1),
     ]
     assert [r.box for r in pair] == [(0, 0.1, 0.5, 1), (0.5, 0.1, 1, 1)] * 2
-    assert [r.prompt for r in side_by_side("abc", friends=1)] == [
+    assert [r.prompt for r in side_by_side(list("abc"), friends=1)] == [
         "a on the left and two friends",
         "b and two friends",
         "c on the right and two friends",
     ]
-    assert [r.prompt for r in side_by_side("abcde", friends=1)][1:3] == ["b and friends", "c and friends"]
+    assert [r.prompt for r in side_by_side(list("abcde"), friends=1)][1:3] == ["b and friends", "c and friends"]
 
 
 def test_side_by_side_without_friends_or_late():
-    assert [(r.prompt, r.start, r.end) for r in side_by_side("ab", friends=0)] == [("a", 0, 1), ("b", 0, 1)]
-    assert [(r.prompt, r.start) for r in side_by_side("ab", friends=0.2, start=0.5)] == [("a", 0.5), ("b", 0.5)]
+    assert [(r.prompt, r.start, r.end) for r in side_by_side(list("ab"), friends=0)] == [("a", 0, 1), ("b", 0, 1)]
+    assert [(r.prompt, r.start) for r in side_by_side(list("ab"), friends=0.2, start=0.5)] == [("a", 0.5), ("b", 0.5)]
     (only,) = side_by_side(["a cat"], "in the snow")
     assert (only.prompt, only.box[::2], only.start, only.end) == ("a cat in the snow", (0, 1), 0, 1)
     for friends in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"friends is {friends}: give the fraction"):
-            side_by_side("ab", friends=friends)
+            side_by_side(list("ab"), friends=friends)
 
 
 @pytest.mark.parametrize("box", BOXES)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     T2IAdapter,
 )
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from PIL import Image
 
 from mixofshow_lite import load_base
@@ -105,6 +107,38 @@ def test_controlnet_and_regions_as_in_the_stock_controlnet_pipeline(tiny_base, c
     with spatial.layerwise_controlnet(model, controlnet):
         assert close(full, stock(kind, model, LEFT, controlnet=controlnet, **options))
     assert not close(both, plain) and not close(full, plain) and not close(plain, draw(model))
+
+
+def test_a_controlnet_with_its_own_processors_and_layerwise_prompts_is_told(tiny_base, concept, controlnet):
+    """Its processors would look at the tokens of all layers at once, in a stock pipeline without regions too."""
+    model = tiny_base.with_concept(concept)
+    kind, options = StableDiffusionControlNetPipeline, {"image": PICTURE}
+    with pytest.warns(UserWarning, match="not known to read layer-wise prompts.*layerwise_controlnet") as caught:
+        stock(kind, model, controlnet=controlnet, **options)
+    assert sum("layerwise_controlnet" in str(w.message) for w in caught) == 1  # once, not at every step
+    model = tiny_base.with_concept(concept)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with spatial.layerwise_controlnet(model, controlnet):
+            stock(kind, model, controlnet=controlnet, **options)
+        with regional_attention(model, REGIONS, controlnets=[controlnet]):
+            stock(kind, model, controlnet=controlnet, **options)
+        draw(model, spatial=(controlnet, PICTURE))
+    assert model.unet.layerwise_guard.controlled == 0
+
+
+def test_a_controlnet_whose_processors_are_replaced_meanwhile_is_an_error(tiny_base, controlnet):
+    before = [module.processor for module in cross_attention(controlnet).values()]
+    crossed = pytest.raises(RuntimeError, match="another processor than was put on")  # at the end, if nobody has called
+    with crossed, spatial.layerwise_controlnet(tiny_base, controlnet):
+        controlnet.set_attn_processor(AttnProcessor2_0())
+        with pytest.raises(ValueError, match="The ControlNet's cross-attention has other processors"):
+            stock(StableDiffusionControlNetPipeline, tiny_base, controlnet=controlnet, image=PICTURE)
+    assert [module.processor for module in cross_attention(controlnet).values()] == before
+    list(cross_attention(controlnet).values())[0].set_processor(AttnProcessor())  # others before are no harm
+    plain = draw(tiny_base, spatial=(controlnet, PICTURE))
+    list(cross_attention(controlnet).values())[0].set_processor(before[0])
+    assert close(plain, draw(tiny_base, spatial=(controlnet, PICTURE)))
 
 
 def test_a_controlnet_in_guess_mode_gets_the_positive_half(tiny_base, controlnet):

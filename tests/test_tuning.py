@@ -1,10 +1,13 @@
 """Single-client tuning (paper 3.3.1): five recipes of one loop."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +23,7 @@ import mixofshow_lite as mos
 from mixofshow_lite.attention import cross_attention
 from mixofshow_lite.diffusion import draw_noise
 from mixofshow_lite.engine import parallel, tuning, wording
-from mixofshow_lite.engine.checkpoint import Checkpoint, discard
+from mixofshow_lite.engine.checkpoint import Checkpoint, discard, steps_kept
 from mixofshow_lite.engine.lora import core
 from mixofshow_lite.engine.recipes import FREEZE_NORM
 from mixofshow_lite.engine.tuning import RECIPES, Recipe, recipe_for, tune
@@ -246,6 +249,40 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_base, data, tmp_path, 
     torch.save(torch.load(file, weights_only=True) | {"tensors": []}, file)
     with pytest.warns(UserWarning, match="cannot be read"):
         assert same(whole, quick(tiny_base, data, steps=5, checkpoint=file))
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step_and_keeps_it(tiny_base, data, tmp_path, monkeypatch):
+    """Pressed in the middle of a step, long before the state is written by itself: the step is kept, none is lost."""
+    whole, steps = quick(tiny_base, data, steps=4), []
+    file, loss = tmp_path / "ada.ckpt", tuning.denoising_loss
+    before = signal.getsignal(signal.SIGINT)
+
+    def pressed(*args, times=1, **options):
+        for _ in range(times if len(steps) == 1 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(*args, **options)
+
+    def run():
+        return quick(tiny_base, data, steps=4, checkpoint=file, callback=lambda record: steps.append(record["step"]))
+
+    monkeypatch.setattr(tuning, "denoising_loss", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert steps == [0, 1] and steps_kept(file) == 2 and signal.getsignal(signal.SIGINT) is before
+    assert same(whole, run()) and steps == [0, 1, 2, 3]
+
+    discard(file)
+    steps.clear()
+    monkeypatch.setattr(tuning, "denoising_loss", partial(pressed, times=2))
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert steps == [0] and steps_kept(file) == 0 and signal.getsignal(signal.SIGINT) is before  # the second: at once
+
+
+def test_ctrl_c_stops_at_once_where_nothing_is_kept(tiny_base, data, monkeypatch):
+    monkeypatch.setattr(tuning, "denoising_loss", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        quick(tiny_base, data, steps=1)
 
 
 def test_rows_start_from_the_models_own_embeddings(tiny_base):

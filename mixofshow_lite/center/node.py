@@ -164,17 +164,19 @@ class CenterNode:
             if (about["format"], about["version"]) != ("mixofshow-center", 1):
                 raise ValueError("unknown format")
             settings = Settings(**about["settings"])
-            members = [(entry["folder"], float(entry["weight"])) for entry in about["members"]]
-        except (ValueError, KeyError, TypeError) as error:
+            members = {entry["folder"]: float(entry["weight"]) for entry in about["members"]}
+            if len(members) < len(about["members"]) or any(Path(name).name != name for name in members):
+                raise ValueError("a member is there twice or elsewhere")
+            made_for, fingerprint = about["base_id"], about["fingerprint"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder / 'center.json'} cannot be read ({error}): restore it from a copy.") from error
-        if about["fingerprint"] and base.fingerprint and about["fingerprint"] != base.fingerprint:
+        if fingerprint and base.fingerprint and fingerprint != base.fingerprint:
             raise ValueError(
-                f"The center node in {folder} was made for {about['base_id']}, the base here is {base.base_id}: "
-                f"load that base."
+                f"The center node in {folder} was made for {made_for}, the base here is {base.base_id}: load that base."
             )
         node = cls(base)
         node.settings, node.folder = settings, folder
-        for name, weight in members:
+        for name, weight in members.items():
             concept = Concept.load(folder / "concepts" / name)
             node.members[concept.name], node.weights[concept.name] = concept, weight
         node.memory = Memory(folder / "statistics")

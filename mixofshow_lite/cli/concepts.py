@@ -9,7 +9,8 @@ from .speak import next_command, own_options
 
 RECIPES = ("textual_inversion", "p_plus", "lora", "ed_lora", "custom_diffusion")  # as engine.recipes has them
 RECIPES += ("ed_lora_research", "ed_lora_research_object")  # of Stable Diffusion only
-FORMATS = ("diffusers", "kohya", "peft")  # as files.lora_files.FORMATS
+FORMATS = ("diffusers", "kohya", "peft")  # as files.lora_writing.FORMATS
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")  # as files.pickles.ENDINGS
 LOADED_BY = {  # format -> who reads it
     "diffusers": "load it with pipe.load_lora_weights of diffusers",
     "kohya": "A1111 and ComfyUI read it",
@@ -93,8 +94,11 @@ def checkpoint(args: argparse.Namespace) -> Path:
 
 def kept_tune(args: argparse.Namespace) -> str:
     if checkpoint(args).is_file():
-        return f"the steps up to the last fifty are kept in {checkpoint(args)}: the same command goes on from there"
-    return "nothing is kept yet (that happens at every fiftieth step), what was there before is as it was"
+        from ..engine.checkpoint import steps_kept
+
+        steps = f"{steps_kept(checkpoint(args))} steps"
+        return f"{steps} are kept in {checkpoint(args)}: the same command goes on from there"
+    return "nothing is kept, no step was finished yet; what was there before is as it was"
 
 
 def add_convert(commands) -> None:
@@ -115,24 +119,32 @@ def check_convert(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"there is no {args.source}: give a LoRA file or a concept folder")
     if (args.source / "concept.json").is_file():
         return check_new_lora(args.out, args.format, args.overwrite, "another name")
-    if args.source.suffix not in (".pth", ".pt") and not (args.class_word or args.phrase).strip():
-        raise ValueError("a LoRA file has no words of its own: say what it draws with --class-word, e.g. rabbit")
+    if args.source.suffix not in PICKLES:  # which may be an official file: with words of its own
+        check_named(args)
     if args.out.suffix in options.LORA_FILES:
         raise ValueError(f"{args.out} becomes a concept folder: give it a name like out/concepts/{args.source.stem}")
     options.check_base(args.base)
     check_new(args.out, CONCEPT, args.overwrite, "another name")
 
 
+def check_named(args: argparse.Namespace) -> None:
+    """Raise ValueError if nothing says how a prompt names what a LoRA draws."""
+    if not (args.class_word or args.phrase).strip():
+        raise ValueError("a LoRA file has no words of its own: say what it draws with --class-word, e.g. rabbit")
+
+
 def run_convert(args: argparse.Namespace) -> None:
     from .. import Concept
+    from ..files.official import is_official
 
     if (args.source / "concept.json").is_file():
         print(f"saved {Concept.load(args.source).to_lora(args.out, args.format)}; the words stay in {args.source}")
         print(LOADED_BY[args.format])
         return
-    if args.source.suffix in (".pth", ".pt"):
+    if args.source.suffix in PICKLES and is_official(args.source):
         concept = Concept.from_official(args.source, options.load(args), args.name, args.class_word)
     else:
+        check_named(args)
         concept = Concept.from_lora(args.source, options.load(args), args.class_word, args.name, args.phrase)
     concept.save(args.out)
     show_concept(concept, args.out, *own_options(args))

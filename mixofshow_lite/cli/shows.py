@@ -51,7 +51,7 @@ def clip_for(base: str) -> str:
 def kept_demo(args: argparse.Namespace) -> str:
     if any((args.out / "concepts").glob("*/concept.json")) or any((args.out / "concepts").glob(".*.pt")):
         return f"what was tuned is kept in {args.out / 'concepts'}: the same command goes on from there"
-    return "nothing is kept yet (that happens at every fiftieth step of tuning)"
+    return "nothing is kept, no step of tuning was finished yet"
 
 
 def add_lab(commands) -> None:

@@ -177,7 +177,8 @@ def image_scores(images, references, model=None) -> np.ndarray:
 def image_alignment(images, references, model=None) -> float:
     """How much pictures look like a concept's own (paper 4.3): mean cosine over all pairs, each clipped at 0.
 
-    A picture against itself gives 1.
+    A picture against itself gives 1. The official script prints the mean against the first reference alone (it zips
+    the n pictures with the n * m scores), so its numbers are others.
     """
     return float(image_scores(images, references, model).mean())
 

@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 from .. import attention
 from ..attention import cross_attention
 from ..files.concept import Bound
+from ..files.warn import warn
 from .lora import core
 
 BEGINNINGS = "mixofshow_beginnings"  # the name under which transformers finds `attend_to_beginnings`
@@ -77,20 +78,41 @@ READ_LAYERS = (LayerAttention, attention.LayerAttention)  # those that find thei
 
 @dataclass
 class Guard:
-    """A U-Net's forward pre-hook: layer-wise contexts need LayerAttention, any other processor would misread them.
+    """A forward pre-hook: layer-wise contexts need LayerAttention, any other processor would misread them.
 
     Attention slicing, xformers, `set_attn_processor` and `fuse_qkv_projections` replace the processors of a pipeline at
-    any time, and some of theirs attend to all L * N tokens without a word.
+    any time, and some of theirs attend to all L * N tokens without a word. So does a ControlNet that draws along
+    without `layerwise_controlnet`; of that one only its features are seen here.
     """
 
-    layers: dict[str, Attention]  # the L cross-attention layers
+    modules: dict[str, Attention]  # the cross-attention layers of a U-Net, or of a ControlNet
+    layers: int  # L
     tokens: int  # N
+    title: str = "U-Net"
+    controlled: int = 0  # how many ControlNets are known to read layer-wise contexts
+    told: bool = False
 
     def __call__(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
         context = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
-        if isinstance(context, Tensor) and is_layerwise(context, len(self.layers), self.tokens):
-            # Flattened as stock pipelines pass it on, only the engine's own processors find their slice.
-            check_processors(self.layers, READ_LAYERS if context.ndim == 4 else LayerAttention)
+        if not isinstance(context, Tensor) or not is_layerwise(context, self.layers, self.tokens):
+            return
+        # Flattened as stock pipelines pass it on, only the engine's own processors find their slice.
+        check_processors(self.modules, READ_LAYERS if context.ndim == 4 else LayerAttention, self.title)
+        if kwargs.get("mid_block_additional_residual") is not None and not self.controlled and not self.told:
+            self.told = True
+            warn(
+                "A ControlNet draws along that is not known to read layer-wise prompts, it may look at tokens of all "
+                "layers at once: draw inside `with layerwise_controlnet(model, controlnet):` of engine.spatial."
+            )
+
+    @contextmanager
+    def knowing(self, controlnets: int) -> Iterator[None]:
+        """While on, so many ControlNets read the same layer-wise contexts."""
+        self.controlled += controlnets
+        try:
+            yield
+        finally:
+            self.controlled -= controlnets
 
 
 def is_layerwise(context: Tensor, layers: int, tokens: int) -> bool:
@@ -98,12 +120,14 @@ def is_layerwise(context: Tensor, layers: int, tokens: int) -> bool:
     return context.ndim == 4 or (context.ndim == 3 and layers > 1 and context.shape[1] == layers * tokens)
 
 
-def check_processors(modules: dict[str, Attention], reads: type | tuple[type, ...] = LayerAttention) -> None:
+def check_processors(
+    modules: dict[str, Attention], reads: type | tuple[type, ...] = LayerAttention, title: str = "U-Net"
+) -> None:
     """Raise ValueError unless every cross-attention layer's processor is one that takes its own slice of a context."""
     others = {type(m.processor).__name__ for m in modules.values() if not isinstance(m.processor, reads)}
     if others:
         raise ValueError(
-            f"The U-Net's cross-attention has other processors on ({', '.join(sorted(others))}), which read neither "
+            f"The {title}'s cross-attention has other processors on ({', '.join(sorted(others))}), which read neither "
             "layer-wise words nor regions: draw with model.copy(), whose processors are its own, and without attention "
             "slicing, xformers, set_attn_processor or fuse_qkv_projections."
         )
@@ -121,7 +145,7 @@ def install(unet: nn.Module, tokens: int) -> tuple[str, ...]:
         if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
             module.set_processor(QuickAttention())
     if not hasattr(unet, "layerwise_guard"):  # a copied U-Net has its own already
-        unet.layerwise_guard = Guard(found, tokens)
+        unet.layerwise_guard = Guard(found, len(found), tokens)
         unet.register_forward_pre_hook(unet.layerwise_guard, with_kwargs=True)
     return tuple(found)
 

@@ -201,6 +201,10 @@ def side_by_side(
     """
     if not 0 <= friends <= 1:
         raise ValueError(f"friends is {friends}: give the fraction of the steps that tells of them, 0 <= friends <= 1.")
+    if not 0 <= start < 1:
+        raise ValueError(f"start is {start}: give the fraction of the steps before the regions, 0 <= start < 1.")
+    if isinstance(subjects, str) or not subjects or not all(isinstance(text, str) for text in (*subjects, place)):
+        raise TypeError('The subjects are a list of texts, and the place is a text: side_by_side(["a cat", "a dog"]).')
     n, regions = len(subjects), []
     others = {1: "", 2: " and a friend", 3: " and two friends"}.get(n, " and friends")
     friends = friends if n > 1 else 0.0

@@ -14,10 +14,13 @@ which tunes ED-LoRA with masks, attention regularisation and a limit on the word
 `source` which configuration it is.
 """
 
+import math
+import re
 from dataclasses import dataclass, replace
 
 from ..model import DiffusionModel
 from ..tuning import RECIPES as PAPER
+from .arguments import check_number, check_whole, is_number, shown
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,36 @@ class Recipe:
     prior: int = 0  # pictures of the class drawn by the base itself, one seen beside each of the concept's
     prior_weight: float = 1.0  # of their loss
     freeze_norm: float | None = None  # the rows stop once their mean norm is this many times a random row's at first
+
+    def __post_init__(self):
+        for name in ("batch", "noises", "variants"):
+            check_whole(f"{self.name}.{name}", getattr(self, name), most=4096)
+        for name in ("rank", "steps"):
+            if getattr(self, name) is not None:
+                check_whole(f"{self.name}.{name}", getattr(self, name), most={"rank": 4096, "steps": 10**7}[name])
+        check_whole(f"{self.name}.prior", self.prior, least=0, most=10**5)
+        for name in ("lr_words", "lr_text", "lr_unet", "weight_decay", "attention", "density", "prior_weight"):
+            check_number(f"{self.name}.{name}", getattr(self, name), 0, 1e38)
+        for name in ("background", "drop_context"):
+            check_number(f"{self.name}.{name}", getattr(self, name), 0, 1)
+        check_number(f"{self.name}.noise_offset", self.noise_offset)
+        check_number(f"{self.name}.bandwidth", self.bandwidth, 1e-6)
+        if self.freeze_norm not in (None, math.inf):
+            check_number(f"{self.name}.freeze_norm", self.freeze_norm, 1e-6)
+        check_words_and_layers(self)
+
+
+def check_words_and_layers(recipe: Recipe) -> None:
+    """Raise ValueError unless a recipe's words, layers and zooms are some."""
+    init, zoom = recipe.init, recipe.zoom
+    if not isinstance(init, tuple | list) or not init or not all(isinstance(word, str) for word in init):
+        raise ValueError(f"{recipe.name}.init={shown(init)}: give how each word starts, such as ('rand', 'class').")
+    if not len(zoom) == 2 or not all(is_number(each, 0.01, 100) for each in zoom) or zoom[0] > zoom[1]:
+        raise ValueError(f"{recipe.name}.zoom={shown(zoom)}: give the least and the largest zoom, such as (0.9, 1.5).")
+    try:
+        re.compile(recipe.unet_lora or "")
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{recipe.name}.unet_lora is no regular expression ({error}): mend it.") from error
 
 
 # Recipe.freeze_norm on pocket: words end at a length of 1.7, where the model's own have 0.9 to 1.1, a random row 0.42.

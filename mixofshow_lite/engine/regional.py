@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..attention import cross_attention, layer_size, split_heads, swapped
 from ..files.warn import warn
 from ..model import DiffusionModel
+from .arguments import is_number
 from .layerwise import READ_LAYERS, LayerAttention, check_processors
 from .masks import Region, check_regions, parse_regions, region_weights, side_by_side
 
@@ -247,7 +248,7 @@ def regional_attention(
     steps that are not as said. Warns at the end of regions that were never active.
     """
     regions = check_regions(regions)
-    if not 0 <= base_ratio < 1:
+    if not is_number(base_ratio) or not 0 <= base_ratio < 1:
         raise ValueError(f"base_ratio is {base_ratio}: give the global prompt's share, 0 <= base_ratio < 1.")
     check_processors(cross_attention(model.unet), READ_LAYERS)
     if not all(type(module.processor) is LayerAttention for module in cross_attention(model.unet).values()):
@@ -257,6 +258,7 @@ def regional_attention(
     halves.append(contexts(model, [region.prompt for region in regions]))
     T = model.scheduler.config.num_train_timesteps
     with ExitStack() as stack:
+        stack.enter_context(model.unet.layerwise_guard.knowing(len(controlnets)))
         plans = [Plan(regions, halves, steps, T, base_ratio) for _ in (model.unet, *controlnets)]
         for network, plan in zip((model.unet, *controlnets), plans, strict=True):
             stack.callback(network.register_forward_pre_hook(only_of(network, plan), with_kwargs=True).remove)

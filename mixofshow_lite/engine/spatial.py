@@ -13,6 +13,7 @@ import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from diffusers import ControlNetModel, T2IAdapter
 from PIL import Image
 from torch import Tensor, nn
 
-from ..attention import swapped
+from ..attention import cross_attention, swapped
 from ..files.pictures import open_picture, plain
 from ..model import DiffusionModel
 from ..pocket.conditions import KINDS, keypose_layout, sketch_layout
-from .layerwise import LayerAttention
+from .layerwise import Guard, LayerAttention
 from .masks import Region
 
 __all__ = ["controlnets", "keypose_layout", "layerwise_controlnet", "load_adapter", "sketch_layout", "spatial_control"]
@@ -146,7 +147,7 @@ def read_scale(given: float | Sequence) -> Scale:
 
 def conditions(spatial: tuple | Sequence[tuple]) -> list[tuple[nn.Module, Image.Image, Scale]]:
     """One condition or several -> [(adapter, picture, scale)]; the scale may be left out and is 1 then."""
-    given = [spatial] if isinstance(spatial, tuple) else list(spatial)
+    given = list(spatial) if isinstance(spatial, list) else [spatial]
     out = []
     for condition in given:
         fields = isinstance(condition, (tuple, list)) and len(condition) in (2, 3)
@@ -243,7 +244,14 @@ class ControlNetGuide(Guide):
 def layerwise_controlnet(model: DiffusionModel, controlnet: ControlNetModel) -> Iterator[None]:
     """While on, the ControlNet reads the model's layer-wise prompts (`prompt_embeds`), also in a stock pipeline.
 
-    It is a copy of the U-Net's down and middle blocks, so its layers are the U-Net's first ones.
+    It is a copy of the U-Net's down and middle blocks, so its layers are the U-Net's first ones. Whatever processors it
+    had before are on again afterwards; ValueError on a call if they are replaced meanwhile.
     """
-    with swapped(controlnet, lambda layer: LayerAttention(layer, len(model.layers), model.tokens)):
-        yield
+    guard = Guard(cross_attention(controlnet), len(model.layers), model.tokens, "ControlNet", controlled=1)
+    make = partial(LayerAttention, layers=len(model.layers), tokens=model.tokens)
+    with swapped(controlnet, make), model.unet.layerwise_guard.knowing(1):
+        hook = controlnet.register_forward_pre_hook(guard, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()

@@ -12,7 +12,7 @@ pictures, times and noises are drawn for the whole batch on the CPU, whatever pa
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +24,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..diffusion import draw_noise
-from ..files.concept import PLACEHOLDER, WORD, Concept, slug
+from ..files.concept import PLACEHOLDER, WORD, Concept, check_is_model, slug
 from ..files.data import ConceptData
-from ..files.fits import check_finite
+from ..files.fits import check_finite, check_proportions
 from ..model import DiffusionModel, denoising_loss
 from ..tuning import freezing_norm
 from . import finite, lora
+from .arguments import SEEDS, check_callback, check_whole, is_whole, shown
 from .attention_loss import outside_attention, watched
 from .checkpoint import Checkpoint, prior_file
 from .fusion.grams import CONTEXT_LINEAR
@@ -72,6 +73,7 @@ def tune(
     Several GPUs: start with `accelerate launch`, load the base on `accelerate.PartialState().device`; they share each
     batch. Raises ValueError on a bad recipe, class word or words, too small pictures, and numbers that are not finite.
     """
+    check_kinds(base, data, seed=seed, name=name, words=words, strip=strip, accumulate=accumulate, callback=callback)
     recipe = recipe_for(base, recipe)
     name, class_word = name or data.name, class_word or data.class_word
     words = tuple(words or (f"<{slug(name)}{i + 1}>" for i in range(len(recipe.init))))
@@ -82,7 +84,7 @@ def tune(
     memory = {"mixed_precision": mixed_precision, "gradient_checkpointing": gradient_checkpointing}
     run = start(base, data, recipe, names, seed, steps, checkpoint and Path(checkpoint), progress, **memory)
     shown = tqdm(total=steps, initial=run.state.step, disable=not (progress and run.first), desc=f"tuning {name}")
-    with shown as bar:
+    with run.state, shown as bar:
         for record in tuning_steps(run, accumulate):
             bar.update()
             bar.set_postfix(loss=f"{record['loss']:.3f}")
@@ -91,6 +93,7 @@ def tune(
                 record["strip"] = sample_strip(base, run.concept(), seed)
             if callback is not None and run.first:
                 callback(record)
+            run.state.stop_if_asked(done)
     return run.concept()
 
 
@@ -152,7 +155,7 @@ def start(
     schedule = make_schedule(optimizer, recipe, steps)
     key = f"{asdict(recipe)} {names['phrase']} {seed} {steps} {base.fingerprint} {data.digest()}"
     parts = {"schedule": schedule, "scaler": precision.scaler, "generator": generator}
-    state = Checkpoint(checkpoint, key, optimizer, keep=first, **parts)
+    state = Checkpoint(checkpoint, key, optimizer, keep=first, waits=processes.num_processes == 1, **parts)
     work = (model, rows, views, reader, generator, optimizer, schedule, state)
     return Run(base, recipe, names, steps, precision, processes, *work)
 
@@ -228,6 +231,7 @@ def finish(base: DiffusionModel, model: DiffusionModel, rows: dict[str, Tensor],
         **names,
     )
     check_finite(concept)
+    check_proportions(concept, base)
     return concept
 
 
@@ -263,12 +267,27 @@ class LossWatch:
         return f"{found} are not finite, tune in float32 or with smaller learning rates"
 
 
+def check_kinds(base, data, *, seed, name, words, strip, accumulate, callback) -> None:
+    """Raise TypeError or ValueError with one sentence on arguments of `tune` that are of another kind."""
+    check_is_model(base)
+    if not isinstance(data, ConceptData):
+        raise TypeError(f"{shown(data)} is no ConceptData: give ConceptData(folder).")
+    if not isinstance(name, str | None) or isinstance(words, str) or not isinstance(words, Iterable | None):
+        raise TypeError(
+            'A concept has a text as its name and a list of texts as its words, like ("<bibi1>", "<bibi2>").'
+        )
+    check_whole("seed", seed, *SEEDS)
+    check_whole("strip", 1 if strip is None else strip)
+    check_whole("accumulate", accumulate)
+    check_callback(callback)
+
+
 def check(
     recipe: Recipe, words: tuple[str, ...], class_word: str | None, base: DiffusionModel, steps: int | None
 ) -> None:
     """Raise one sentence on arguments that cannot be tuned with."""
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps={steps}: tune for at least one step.")
+    if steps is not None and not is_whole(steps):
+        raise ValueError(f"steps={shown(steps)}: tune for at least one step, a whole number of them.")
     text = isinstance(class_word, str) and not WORD.search(class_word)
     if not text or not base.tokenizer(class_word, add_special_tokens=False).input_ids:
         given = "missing" if class_word is None or class_word == "" else f"{class_word!r}, which is no plain word"

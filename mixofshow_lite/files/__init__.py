@@ -11,6 +11,7 @@ What others have written is read, and what is written here others can load:
     peft            base_model.model.<module>.lora_A.weight                    alpha / r * up @ down (adapter_config)
 
 loading     base models
+base_checks what can be wrong with their folders
 concept     a Concept, all that a client ever shares
 folder      the Concept folder
 fits        does this concept fit this base?
@@ -22,7 +23,9 @@ mask_files  the same for masks, with what programs write into them
 contact_sheet  all pictures of a client at one glance
 keys        which tensor of a LoRA file belongs to which layer, for every dialect at once
 official    the official implementation's .pth
-lora_files  LoRA files: read and write
+lora_files  LoRA files: read
+lora_writing  LoRA files: written, also for old loaders
+patterns    regular expressions in foreign files, which must come to an end
 grid        pictures in a labelled grid
 writing     a file or a folder is written whole or not at all
 resources   where the shipped models and concepts are

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import prompts
+from ..engine.arguments import as_path
 
 PLACEHOLDER = "<TOK>"
 WORD = re.compile(r"<[^<>\s|]+>")  # what a concept word looks like: <bibi1>
@@ -58,7 +59,7 @@ class Concept:
         """
         from . import folder as on_disk
 
-        return on_disk.save(self, Path(folder), preview, dtype)
+        return on_disk.save(self, as_path(folder), preview, dtype)
 
     @classmethod
     def load(cls, folder: str | Path, base=None, beside: Sequence["Concept"] = ()) -> "Concept":
@@ -68,7 +69,7 @@ class Concept:
         """
         from . import folder as on_disk
 
-        concept = on_disk.load(Path(folder))
+        concept = on_disk.load(as_path(folder))
         concept.check(base, beside)
         return concept
 
@@ -121,9 +122,11 @@ class Concept:
 
     @classmethod
     def _read(cls, file, base, name, class_word, phrase, factors, source, verbose, embeddings) -> "Concept":
+        from .fits import check_fits
+
         if verbose:
             print(source)
-        return cls(
+        concept = cls(
             name=name or slug(Path(file).stem),
             words=tuple(embeddings),
             class_word=class_word,
@@ -135,6 +138,8 @@ class Concept:
             phrase=phrase,
             source=source,
         )
+        check_fits(concept, base)
+        return concept
 
     def to_lora(self, file: str | Path, format: str = "diffusers") -> Path:
         """Write the LoRA alone as a "diffusers" or "kohya" safetensors file, for `pipe.load_lora_weights` or A1111.
@@ -143,7 +148,7 @@ class Concept:
         The words do not travel in it: it acts as `with_concept(...)` does on prompts without them. Raises ValueError if
         there is no LoRA or no such format, OSError if it cannot be written.
         """
-        from .lora_files import write_lora
+        from .lora_writing import write_lora
 
         scaled = {net: {m: (down, self.scale * up) for m, (down, up) in f.items()} for net, f in self.lora.items()}
         return write_lora(scaled, file, format)

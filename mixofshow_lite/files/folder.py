@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
+from ..engine.arguments import is_number, is_whole, shown
 from ..engine.finite import first_not_finite
-from .concept import WORD, Concept, Factors, tensors_of
+from .concept import PLACEHOLDER, WORD, Concept, Factors, tensors_of
 from .fits import check_finite, check_fits
 from .grid import grid
 from .keys import NETS, split
@@ -102,6 +103,8 @@ def edited_card(folder: Path) -> bytes | None:
 def storable(concept: Concept, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors as they go into the file; raises ValueError if one is not finite, or overflows in `dtype`."""
     check_finite(concept, tensors)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise ValueError(f"{dtype} cannot hold a concept: save it in torch.float32 or torch.float16.")
     # Clones, because safetensors refuses tensors that share memory.
     stored = {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in tensors.items()}
     lost = first_not_finite(stored)
@@ -112,7 +115,11 @@ def storable(concept: Concept, tensors: dict[str, Tensor], dtype: torch.dtype) -
 
 def strip(pictures: Image.Image | Sequence[Image.Image]) -> Image.Image:
     """Pictures side by side, as wide as the widest; one picture is taken as it is."""
-    return pictures if isinstance(pictures, Image.Image) else grid(list(pictures), gap=0)
+    if isinstance(pictures, Image.Image):
+        return pictures
+    if not isinstance(pictures, Sequence) or not pictures or not all(isinstance(p, Image.Image) for p in pictures):
+        raise TypeError(f"preview={shown(pictures)}: give a PIL picture or a list of them.")
+    return grid(list(pictures), gap=0)
 
 
 def card(concept: Concept, tensors: dict[str, Tensor], preview: bool) -> str:
@@ -168,7 +175,7 @@ def read_about(file: Path) -> dict:
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
         kind, version = about["format"], about["version"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{file} does not describe a concept ({error!r}): save it again or copy it again.") from error
     if kind != FORMAT or version not in range(1, VERSION + 1):
         raise ValueError(
@@ -181,11 +188,13 @@ def read_about(file: Path) -> dict:
     fields["scale"] = about.get("scale", 1.0)
     lists = all(isinstance(fields[k], list) and all(isinstance(x, str) for x in fields[k]) for k in ("words", "layers"))
     texts = all(isinstance(fields[name], str) for name in TEXTS) and fields["name"]
-    if not (lists and texts and isinstance(fields["rank"], int) and isinstance(fields["scale"], int | float)):
+    numbers = is_whole(fields["rank"], 0) and is_number(fields["scale"], -1e30, 1e30)
+    if not (lists and texts and numbers) or isinstance(fields["scale"], bool):
         raise ValueError(f"{file} lacks a field or has one of another type: save the concept again or copy it again.")
-    if not all(map(WORD.fullmatch, fields["words"])) or len(set(fields["words"])) < len(fields["words"]):
+    plain = all(WORD.fullmatch(word) and word != PLACEHOLDER and len(word) <= 100 for word in fields["words"])
+    if not plain or len(set(fields["words"])) < len(fields["words"]):
         raise ValueError(
-            f"The words {fields['words']} in {file} are not different words like <bibi1>: mend them there."
+            f"The words {shown(fields['words'])} in {file} are not different words like <bibi1>: mend them there."
         )
     return fields | {"words": tuple(fields["words"]), "layers": tuple(fields["layers"])}
 

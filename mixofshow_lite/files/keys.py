@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..engine import lora
 from .concept import Factors
-from .kinds import refuse_other_kinds, refuse_other_widths
+from .kinds import LONGEST_NAME, refuse_other_kinds, refuse_other_widths
 from .warn import warn
 
 NETS = ("text_encoder", "unet")
@@ -48,7 +48,7 @@ READS_TEXT = re.compile(r"_attn2_to_[kv]$|_self_attn_[qkv]_proj$")  # layers who
 
 def split(key: str) -> tuple[str, str]:
     """A key -> (the path before its ending, "down" | "up" | "alpha"); (key, "") if it has no such ending."""
-    found = ENDING.fullmatch(key)
+    found = ENDING.fullmatch(key) if len(key) <= LONGEST_NAME else None
     return (found["path"], PARTS[found["part"]]) if found else (key, "")
 
 

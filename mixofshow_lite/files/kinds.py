@@ -50,11 +50,15 @@ ADVICE = {  # what its owner can do, where that is more than GIVE_LORA
 }
 PEFT_TYPES = {"LOHA": LOHA, "LOKR": LOKR, "OFT": "an OFT", "BOFT": "a BOFT", "IA3": "an IA3 adapter"}
 FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2", 2048: "SDXL"}  # by the width of text features
+LONGEST_NAME = 500  # characters of a tensor's name; the rules above take their time over one of thousands
 LOAD = {768: ': load such a base, e.g. load_base("sd15")'}
 
 
 def refuse_other_kinds(tensors: Mapping[str, object], source: str) -> None:
     """Raise ValueError with one sentence that says what the file is, if it is none that this library can use."""
+    longest = max((len(str(key)) for key in tensors), default=0)
+    if longest > LONGEST_NAME:
+        raise ValueError(f"{source} has a tensor whose name is {longest} characters long: get the file again.")
     for pattern, kind in KINDS.items():
         key = next((key for key in tensors if re.search(pattern, str(key))), None)
         if key is not None:

@@ -18,17 +18,28 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from ..attention import cross_attention
 from ..engine.finite import first_not_finite, model_not_finite
 from ..model import DiffusionModel
+from .base_checks import (
+    AGAIN,
+    check_architecture,
+    check_complete,
+    check_device,
+    read_about,
+    read_json,
+    read_scheduler,
+    read_tokenizer,
+    verify,
+)
+from .fits import ROUNDED
 from .prompt_check import named_together
 from .warn import warn
 from .writing import PIPELINE, atomic_folder, check_target
@@ -40,18 +51,19 @@ WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", 
 PREFIX = "text_model."  # of the text encoder's weights, as transformers before 5 writes and expects them
 NAMED = ("text_encoder", "unet")  # the networks that the fingerprint is of: concepts change nothing else
 HEAD = 16  # numbers of each tensor that go into the fingerprint
-CLASSES = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "vae": "AutoencoderKL"}
 
 
 def load(name: str, device: str | torch.device | None, dtype: torch.dtype | None) -> DiffusionModel:
     """See `base.load_base`."""
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = check_device(device)
+    if not isinstance(dtype, torch.dtype | None):
+        raise TypeError(f"dtype={dtype!r} is no precision of torch: give torch.float32, say.")
     usual = torch.float16 if device.type == "cuda" else torch.float32
     folder, default_id = find(name, dtype or usual)
     check_architecture(folder)
     verify(folder)
-    about = read_json(folder / "mixofshow.json") if (folder / "mixofshow.json").is_file() else {}
-    dtype = dtype or getattr(torch, about.get("dtype", ""), usual)
+    about = read_about(folder)
+    dtype = dtype or (getattr(torch, about["dtype"]) if "dtype" in about else usual)
     nets = read_networks(folder, dtype)
     if not cross_attention(nets["unet"]):
         raise ValueError(
@@ -59,13 +71,14 @@ def load(name: str, device: str | torch.device | None, dtype: torch.dtype | None
         )
     files = [weights_file(folder / net, net, dtype) for net in NAMED]
     known = folder / "words.txt"
+    known_words = known.read_text(encoding="utf-8", errors="replace").lower().split() if known.is_file() else ()
     model = DiffusionModel(
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        tokenizer=read_tokenizer(folder, nets["text_encoder"]),
         scheduler=read_scheduler(folder),
         base_id=about.get("base_id", default_id),
         fingerprint=about.get("fingerprint") or fingerprint_of(*(nets[net] for net in NAMED), files=files),
         guidance=about.get("guidance", 7.5),
-        known_words=frozenset(known.read_text(encoding="utf-8").lower().split() if known.is_file() else ()),
+        known_words=frozenset(known_words),
         **{net: module.to(device) for net, module in nets.items()},
     )
     model.words.update(read_words(folder, model))
@@ -79,11 +92,11 @@ def find(name: str, dtype: torch.dtype) -> tuple[Path, str]:
         from .resources import pocket_dir
 
         return pocket_dir(), "pocket"
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # False also for names that no system would look for
         return Path(name), Path(name).resolve().name
     if name != "sd15" and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(
-            f'There is no base model {name!r}: say "pocket", "sd15", a diffusers folder or a hub id.'
+            f'There is no base model {name[:99]!r}: say "pocket", "sd15", a diffusers folder or a hub id.'
         )
     hub_id, revision = (SD15, SD15_REVISION) if name == "sd15" else (name, None)
     return download(hub_id, revision, dtype), name
@@ -113,58 +126,6 @@ def download(hub_id: str, revision: str | None, dtype: torch.dtype) -> Path:
     raise FileNotFoundError(f"{hub_id} offers no safetensors weights: convert it to a diffusers folder and give that.")
 
 
-def check_architecture(folder: Path) -> None:
-    """Raise one sentence unless the folder's parts are those of Stable Diffusion 1.x."""
-    index_file = folder / "model_index.json"
-    if not index_file.is_file():
-        raise ValueError(
-            f"{folder} is no diffusers pipeline (model_index.json is missing): save it with save_pretrained first."
-        )
-    index = read_json(index_file)
-    for net, wanted in CLASSES.items():
-        found = (index.get(net) or [None, None])[1]
-        if found != wanted:
-            raise ValueError(
-                f"{folder} has {found or 'nothing'} as its {net}, this library needs {wanted}: give an SD 1.x model."
-            )
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    if scheduler.get("prediction_type", "epsilon") != "epsilon":
-        raise ValueError(
-            f"{folder} predicts {scheduler['prediction_type']}, this library needs epsilon: give an SD 1.x model."
-        )
-
-
-def read_json(path: Path) -> dict:
-    """A JSON file of the model folder, with one sentence if it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} is missing: the model folder is incomplete, copy or download it again."
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no readable JSON ({error}): copy or download the model folder again.") from error
-
-
-def verify(folder: Path) -> None:
-    """Compare the files with SHA256SUMS, where there is one; raises one sentence naming the first that differs."""
-    sums = folder / "SHA256SUMS"
-    for line in sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else ():
-        wanted, _, name = line.strip().partition("  ")
-        path = folder / name.lstrip("*")
-        if not name:
-            continue
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: the model folder is incomplete, check it out or install it again."
-            )
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
-                raise ValueError(
-                    f"{path} is damaged (its checksum differs from SHA256SUMS): check it out or install it again."
-                )
-
-
 def read_networks(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     """The text encoder, U-Net and VAE of a folder, on the CPU in `dtype`."""
     nets = {}
@@ -176,11 +137,12 @@ def read_networks(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
             raise FileNotFoundError(f"{file} is missing: the model folder is incomplete, copy or download it again.")
         dtype_name = "dtype" if net == "text_encoder" else "torch_dtype"  # transformers and diffusers differ here
         try:
-            nets[net] = kind.from_pretrained(part, variant=variant, local_files_only=True, **{dtype_name: dtype})
+            nets[net], info = kind.from_pretrained(
+                part, variant=variant, local_files_only=True, output_loading_info=True, **{dtype_name: dtype}
+            )
         except Exception as error:
-            raise ValueError(
-                f"{file} cannot be read ({type(error).__name__}): copy or download the model folder again."
-            ) from error
+            raise ValueError(f"{file} cannot be read ({type(error).__name__}): {AGAIN}.") from error
+        check_complete(sorted(info["missing_keys"]), file)
         lost = first_not_finite(dict(nets[net].named_parameters()))
         if lost:
             raise ValueError(
@@ -195,27 +157,23 @@ def weights_file(part: Path, net: str, dtype: torch.dtype) -> Path:
     return half if dtype == torch.float16 and half.is_file() else part / f"{WEIGHTS[net]}.safetensors"
 
 
-def read_scheduler(folder: Path):
-    """The scheduler that the folder names in its scheduler_config.json."""
-    name = read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "DDIMScheduler")
-    return getattr(diffusers, name).from_pretrained(folder / "scheduler", local_files_only=True)
-
-
 @torch.no_grad()
 def fingerprint_of(*nets: nn.Module, files: Sequence[Path] = ()) -> str:
     """A short hash of names, shapes and the first numbers of every tensor, in float16.
 
     The numbers are taken from the `files` that the networks were read from where they are there, as a base that is
     loaded in bfloat16 has lost digits: the fingerprint is of the weights, not of the precision they are loaded in.
+    Weights that are stored in bfloat16 have lost theirs for good: their fingerprint says so.
     """
-    digest = hashlib.sha256()
+    digest, rounded = hashlib.sha256(), False
     for net, file in zip_longest(nets, files):
         stored = first_numbers(file) if file and file.is_file() else {}
         for name, tensor in sorted(net.named_parameters()):
             name, own = name.removeprefix("text_model."), (tuple(tensor.shape), tensor.flatten()[:HEAD])
             shape, head = stored.get(name, own) if stored.get(name, own)[0] == own[0] else own
             digest.update(f"{name}{shape}".encode() + head.half().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+            rounded |= head.dtype == torch.bfloat16
+    return ROUNDED * rounded + digest.hexdigest()[:16]
 
 
 def first_numbers(file: Path) -> dict[str, tuple[tuple[int, ...], Tensor]]:
@@ -309,9 +267,12 @@ def read_words(folder: Path, model: DiffusionModel) -> dict[str, Tensor]:
     path = folder / "new_concept_cfg.json"
     if not path.is_file():
         return {}
-    table = model.text_encoder.get_input_embeddings().weight
-    words = {word: table[entry["concept_token_ids"]].float().clone() for word, entry in read_json(path).items()}
-    L = len(model.layers)
+    table, L, words = model.text_encoder.get_input_embeddings().weight, len(model.layers), {}
+    for word, entry in read_json(path).items():
+        numbers = entry.get("concept_token_ids") if isinstance(entry, dict) else None
+        if not isinstance(numbers, list) or not all(type(i) is int and 0 <= i < len(table) for i in numbers):
+            raise ValueError(f"{word} in {path} lists no tokens of this model: {AGAIN}.")
+        words[word] = table[numbers].float().clone()
     for word, rows in words.items():
         if len(rows) != L:
             warn(f"{word} in {path} has {len(rows)} rows for {L} layers and is left out.")

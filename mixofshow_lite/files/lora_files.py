@@ -1,4 +1,4 @@
-"""LoRA files in safetensors: kohya/A1111, diffusers and peft are read and written (paper 3.1).
+"""LoRA files of other programs are read: kohya/A1111, diffusers and peft, in safetensors (paper 3.1).
 
     here                     shape
     factors[net][module]     (r, d_in), (d_out, r)     delta W = up @ down, the scale inside `up`
@@ -9,33 +9,25 @@ travel in the Concept folder.
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..engine.finite import first_not_finite
+from ..engine.arguments import as_path
 from .concept import Factors
-from .keys import NETS, match, never_used, split
+from .keys import NETS, match, never_used
 from .kinds import GIVE_LORA, PEFT_TYPES
+from .patterns import check_patterns, matcher
 from .pickles import ENDINGS, read_state
 from .warn import warn
-from .writing import LORA_FILE, PEFT_FOLDER, WRITER, atomic_file, atomic_folder
 
-FORMATS = ("diffusers", "kohya", "peft")
 IN_FOLDER = tuple(  # diffusers' and peft's names
     stem + end for end in (".safetensors", ".bin") for stem in ("pytorch_lora_weights", "adapter_model")
 )
 LARGEST_ALPHA = 1e6  # a larger one is a damaged number
 METADATA = "lora_adapter_metadata"  # where diffusers keeps the LoraConfig of each network
-OF_PEFT = "base_model.model."  # what peft puts before the path of a layer
-CONVOLUTIONS = (".proj_in", ".proj_out")  # 1x1 convolutions in Stable Diffusion 1.x
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -56,7 +48,7 @@ def read_lora(file: str | Path, base) -> tuple[dict[str, Factors], str]:
     an older program's pickle if it holds tensors alone. Raises FileNotFoundError or ValueError with one sentence, see
     `keys.match`; warns of what is read but may not be what was meant.
     """
-    file = Path(file)
+    file = as_path(file)
     nets = [net for net in NETS if file.is_dir() and (file / net).is_dir()]
     if nets:  # peft's own example saves each network by itself
         tensors, settings = {}, {}
@@ -131,15 +123,13 @@ def check_config(config: Mapping, source: str) -> None:
         kind = "a DoRA" if config.get("use_dora") else PEFT_TYPES.get(str(kind), f"of peft's kind {kind}")
         raise ValueError(f"{source} is {kind}: {GIVE_LORA}.")
     patterns, alpha = config.get("alpha_pattern") or {}, config.get("lora_alpha")
-    try:
-        whole = isinstance(patterns, dict) and all(map(re.compile, patterns))
-        alphas = [*patterns.values(), *([] if alpha is None else [alpha])] if whole else []
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"An alpha_pattern of {source} is no regular expression ({error}): mend it.") from error
+    whole = isinstance(patterns, dict)
+    alphas = [*patterns.values(), *([] if alpha is None else [alpha])] if whole else []
     if not whole or not all(isinstance(a, int | float) and abs(a) < LARGEST_ALPHA for a in alphas):
         raise ValueError(
             f"lora_alpha or alpha_pattern in the settings of {source} are no numbers by layer: get the file again."
         )
+    check_patterns(patterns, source)
 
 
 def scale_of(found: Mapping[str, dict]) -> Callable[[str, str, int], float]:
@@ -165,83 +155,6 @@ def of_pattern(patterns: Mapping[str, float], net: str, module: str, default: fl
     """
     paths = (module, f"text_model.{module}") if net == "text_encoder" else (module,)
     for pattern, alpha in patterns.items():
-        if any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths):
+        if any(map(matcher(pattern).match, paths)):
             return alpha
     return default
-
-
-def lora_state(
-    factors: Mapping[str, Factors], format: str = "diffusers", text_model: bool | None = None
-) -> dict[str, Tensor]:
-    """Factors as the tensors of a diffusers, kohya or peft file in float32, which act at scale 1.
-
-    All layers of a network get one rank (zero rows do nothing): older loaders take the first layer's for all.
-    `text_model` says whether the text encoder's diffusers and peft keys have that level; None: as the installed
-    transformers has it (before 5.6), which every version of diffusers can load. In kohya files it is always there.
-    """
-    if format not in FORMATS:
-        raise ValueError(f"There is no LoRA format {format!r}: choose {', '.join(map(repr, FORMATS))}.")
-    if text_model is None:
-        text_model = tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 6)
-    state = {}
-    for net, layers in factors.items():
-        rank = max((len(down) for down, _ in layers.values()), default=0)
-        for module, (down, up) in layers.items():
-            missing = rank - len(down)
-            down, up = F.pad(down, (0, 0, 0, missing)).float(), F.pad(up, (0, missing)).float()
-            if module.endswith(CONVOLUTIONS):
-                down, up = down[..., None, None], up[..., None, None]
-            if format == "kohya":
-                prefix = "lora_unet_" if net == "unet" else "lora_te_text_model_"
-                name = prefix + module.replace(".", "_")
-                keys = (f"{name}.lora_down.weight", f"{name}.lora_up.weight")
-                state[f"{name}.alpha"] = torch.tensor(float(rank))
-            else:
-                level = "text_model." if net == "text_encoder" and text_model else ""
-                kind = "lora_linear_layer" if net == "text_encoder" else "lora"
-                keys = tuple(f"{net}.{level}{module}.{kind}.{part}.weight" for part in ("down", "up"))
-                if format == "peft":
-                    keys = tuple(f"{net}.{OF_PEFT}{level}{module}.lora_{part}.weight" for part in "AB")
-            state |= zip(keys, (down.detach().cpu().contiguous(), up.detach().cpu().contiguous()), strict=True)
-    return state
-
-
-def write_lora(factors: Mapping[str, Factors], target: str | Path, format: str = "diffusers") -> Path:
-    """Write factors to a .safetensors file, in peft's format to a folder; all or nothing.
-
-    Raises ValueError where there is nothing to write or a number is none, OSError on a full disk.
-    """
-    target, state = Path(target), lora_state(factors, format)
-    lost = first_not_finite(dict(state))
-    if lost:
-        raise ValueError(f"{lost} is not finite, so there is no LoRA to write: tune or fuse again, in float32.")
-    if not state:
-        raise ValueError("This is words only, there is no LoRA to write: share the Concept folder instead.")
-    if format == "peft":
-        with atomic_folder(target, PEFT_FOLDER) as temporary:
-            write_adapters(state, temporary)
-    else:
-        with atomic_file(target, LORA_FILE) as temporary:
-            save_file(state, temporary, metadata={"format": "pt", **WRITER})
-    return target
-
-
-def write_adapters(state: Mapping[str, Tensor], folder: Path) -> None:
-    """One adapter folder a network, as peft's `save_pretrained` writes it: `unet` and `text_encoder`.
-
-    The settings are those that every version of peft knows. The layers are named in full: a pattern such as `to_q`
-    would make LoRAs for other layers too.
-    """
-    (folder / "lora.json").write_text(json.dumps(WRITER) + "\n", encoding="utf-8")
-    for net in NETS:
-        own = {key.removeprefix(f"{net}."): tensor for key, tensor in state.items() if key.startswith(f"{net}.")}
-        if not own:
-            continue
-        layers = sorted({split(key)[0].removeprefix(OF_PEFT) for key in own})
-        rank = len(next(tensor for key, tensor in own.items() if "lora_A" in key))
-        settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": layers}
-        settings |= {"lora_dropout": 0.0, "bias": "none", "inference_mode": True}
-        (folder / net).mkdir()
-        text = json.dumps(settings, indent=2) + "\n"
-        (folder / net / "adapter_config.json").write_text(text, encoding="utf-8")
-        save_file(own, folder / net / "adapter_model.safetensors", metadata={"format": "pt", **WRITER})

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..engine.arguments import as_path
 from .concept import WORD, Factors
 from .keys import NETS, match, ordinary
 from .kinds import refuse_other_kinds
@@ -17,13 +18,19 @@ from .pickles import read_pickle
 WORDS = ("new_concept_embedding", "new_concept_token")  # the second is the research branch's older name
 
 
+def is_official(file: Path) -> bool:
+    """Whether a pickle is an official ED-LoRA, by the names of its parts; raises as `read_pickle` does."""
+    content = read_pickle(file)
+    return isinstance(content, dict) and any(part in content for part in ("params", *WORDS))
+
+
 def read_official(file: str | Path, base) -> tuple[dict[str, Tensor], dict[str, Factors], str]:
     """(word -> (L, D), factors, a sentence that says how many tensors matched) of an official .pth.
 
     A word with one row for all layers (the official plain LoRA) is copied to every layer. Raises FileNotFoundError or
     ValueError with one sentence.
     """
-    file = Path(file)
+    file = as_path(file)
     params = parts_of(read_pickle(file), file.name)
     rows = next((params[part] for part in WORDS if params.get(part)), {})
     words = {word: layer_rows(word, row, base, file.name) for word, row in rows.items()}

@@ -9,6 +9,10 @@
 
 The constraint is met exactly and the rest of the language is disturbed least. It says nothing about the text encoder
 and the spatial layers, which Custom Diffusion does not tune: where a concept updates them they are averaged (Eq. 2).
+
+Not as in the official research branch: C_reg is made of 8 prompts with their begin token and padding, with a ridge of
+1e-4 (officially of 200 captions, without both and without a ridge; `plain` and `ridge` change that), and the words
+are read in one template instead of two (`prompts`). Given the same rows, the merged weights are the same.
 """
 
 from collections.abc import Mapping, Sequence

@@ -18,6 +18,7 @@ from peft import LoraConfig, LoraModel
 from torch import Tensor, nn
 
 from ..engine import lora
+from ..engine.arguments import SEEDS, check_number, check_whole, shown
 from ..engine.fusion import algebra
 from ..engine.fusion.report import FusionReport
 from ..engine.fusion.weight import NETS, check, layer_factors, updated_layers, with_factors
@@ -44,6 +45,10 @@ def peft_fusion(
     on unusable concepts and on what peft refuses, such as `ties` of different ranks.
     """
     concepts, w = check(base, concepts, weights, normalise=False)
+    check_whole("seed", seed, *SEEDS)
+    check_number("density", options.get("density", DENSITY), 0, 1)
+    if not isinstance(method, str):
+        raise ValueError(f"There is no method {shown(method)}: give the name of one of peft's, such as 'ties'.")
     if not method.startswith(("cat", "linear", "svd")):
         options.setdefault("density", DENSITY)
     factors = {}

@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("The canvas needs anywidget: pip install 'mixofshow_lite[lab]'.") from error
 
+from ...engine.arguments import check_number, check_whole, shown
 from ...engine.regional import Region
 from ...files.pictures import open_picture, plain
 from . import scene
@@ -44,7 +45,8 @@ class RegionCanvas(anywidget.AnyWidget):
     `model` is a DiffusionModel (or anything with its `sample`), None for a canvas that only paints. `background` is a
     picture, an array or a file: a pose, a sketch; every sample replaces it. `size` = (height, width) of the pictures
     defaults to the model's. `every` decodes each n-th step for the page, by default about eight times a picture.
-    Raises ValueError on regions, presets or JSON that make no sense, traitlets.TraitError on such seeds and steps.
+    Raises TypeError or ValueError on arguments, regions, presets or JSON that make no sense; set later, seeds and steps
+    out of range are a traitlets.TraitError.
     """
 
     _esm = module()
@@ -84,6 +86,7 @@ class RegionCanvas(anywidget.AnyWidget):
         height, width = chosen or getattr(model, "size", (1, 1))
         if not (height > 0 and width > 0):
             raise ValueError(f"size={size} is no picture: give (height, width) in pixels.")
+        check_settings(model, prompt, negative_prompt, seed, steps, guidance, every)
         super().__init__(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -233,6 +236,8 @@ class RegionCanvas(anywidget.AnyWidget):
 
     def restore(self, index: int) -> None:
         """Put a sample of the history back: its picture, prompts, regions, seed and steps."""
+        if not -len(self.history) <= index < len(self.history):
+            raise IndexError(f"There is no sample {index}: the history has {len(self.history)}.")
         made, shown = self.history[index], self._history[index]
         self._regions = shown["regions"]
         self.prompt, self.negative_prompt, self.seed, self.steps = (
@@ -285,6 +290,18 @@ class RegionCanvas(anywidget.AnyWidget):
             return None
         data, metadata = bundle
         return {**data, "image/png": base64.b64encode(to_bytes(self.figure())).decode()}, metadata
+
+
+def check_settings(model, prompt, negative_prompt, seed, steps, guidance, every) -> None:
+    """Raise TypeError or ValueError with one sentence on what a canvas cannot be made with."""
+    if model is not None and not callable(getattr(model, "sample", None)):
+        raise TypeError(f"model={shown(model)} cannot sample: give what load_base(...) returned, or None.")
+    if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
+        raise TypeError("The prompt and the negative prompt of a canvas are texts: give strings.")
+    check_whole("seed", seed, 0, LARGEST_SEED)
+    check_whole("steps", steps, 1, MOST_STEPS)
+    check_whole("every", 1 if every is None else every)
+    check_number("guidance", 1 if guidance is None else guidance)
 
 
 def describe(entry: dict) -> str:

@@ -16,7 +16,6 @@ import base64
 import binascii
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import lru_cache
@@ -24,6 +23,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ...engine.arguments import is_number
 from ...engine.regional import Region
 from ...files.pictures import unlimited
 
@@ -59,6 +59,7 @@ PRESETS = {  # name -> (region's name, box, weight)
     "Foreground and background": [("Background", (0, 0, 1, 1), 0.3), ("Foreground", (0.25, 0.3, 0.75, 1), 1)],
     "Two friends": [("Left friend", (0.06, 0.2, 0.48, 0.96), 1), ("Right friend", (0.52, 0.2, 0.94, 0.96), 1)],
 }
+LONGEST, MOST_REGIONS = 10_000, 1000  # characters of a text, regions of a picture
 _KNOWN = ("prompt", "box", "mask", "negative_prompt", "weight")
 
 
@@ -109,6 +110,8 @@ def clean(entries: object, pixels: tuple[int, int]) -> list[dict]:
     """
     if isinstance(entries, (str, bytes, Mapping)) or not isinstance(entries, Sequence):
         raise ValueError("The regions must be a list.")
+    if len(entries) > MOST_REGIONS:
+        raise ValueError(f"There are {len(entries)} regions: give at most {MOST_REGIONS}.")
     taken: set[str] = set()
     return [_clean(entry, number, pixels, taken) for number, entry in enumerate(entries, start=1)]
 
@@ -121,6 +124,8 @@ def _clean(entry: object, number: int, pixels: tuple[int, int], taken: set[str])
     texts = {"name": name, "prompt": entry.get("prompt") or "", "negative_prompt": entry.get("negative_prompt") or ""}
     if not all(isinstance(text, str) for text in texts.values()):
         raise ValueError(f"{where} has a name or prompt that is no text.")
+    if max(map(len, texts.values())) > LONGEST:
+        raise ValueError(f"Region {number} has a name or prompt of more than {LONGEST} characters: shorten it.")
     color = entry.get("color") or PALETTE[(number - 1) % len(PALETTE)]
     if not (isinstance(color, str) and len(color) == 7 and color[0] == "#" and _is_hex(color[1:])):
         raise ValueError(f"{where} has the colour {color!r}: write it as #rrggbb.")
@@ -167,7 +172,7 @@ def clean_mask(mask: object, where: str, pixels: tuple[int, int]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and not isinstance(value, bool)
 
 
 def _is_hex(text: str) -> bool:
@@ -226,7 +231,7 @@ def from_json(text: str | bytes, pixels: tuple[int, int]) -> tuple[dict, list[di
     """The text `to_json` wrote -> (settings, entries); raises ValueError with one sentence on any other text."""
     try:
         document = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # a number of 5000 digits is no JSONDecodeError
         raise ValueError(f"This is no JSON: {error}.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f'This JSON holds no regions: it needs "format": "{FORMAT}".')

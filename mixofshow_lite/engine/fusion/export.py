@@ -21,7 +21,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...files import lora_files
+from ...files import lora_writing
 from ...files.concept import Factors
 from ...model import DiffusionModel
 
@@ -38,7 +38,7 @@ def fused_factors(model: DiffusionModel) -> dict[str, Factors]:
 
 def lora_state(model: DiffusionModel, format: str = "diffusers") -> dict[str, Tensor]:
     """The fused update as the tensors of a "diffusers", "kohya" or "peft" file; ValueError on a model not fused."""
-    return lora_files.lora_state(fused_factors(model), format)
+    return lora_writing.lora_state(fused_factors(model), format)
 
 
 def to_lora(model: DiffusionModel, file: str | Path, format: str = "diffusers") -> Path:
@@ -47,4 +47,4 @@ def to_lora(model: DiffusionModel, file: str | Path, format: str = "diffusers") 
     `format` is "diffusers", "kohya" (A1111, ComfyUI) or "peft", which makes a folder with an adapter for each network.
     Raises ValueError on a model that is not fused or whose concepts are words only, OSError if it cannot be written.
     """
-    return lora_files.write_lora(fused_factors(model), file, format)
+    return lora_writing.write_lora(fused_factors(model), file, format)

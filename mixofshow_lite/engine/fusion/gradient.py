@@ -65,6 +65,8 @@ def gradient_fusion(
     in `plain` prompts and `preserve` them. What is recorded is taken from `memory` and added to it. Raises ValueError
     with one sentence on unusable concepts, weights or settings.
     """
+    if not isinstance(memory, Memory | None):
+        raise TypeError(f"memory={memory!r} is no Memory: leave it out, or give Memory(folder).")
     chosen = Settings.of(solver=solver, **settings)
     concepts, w = check(base, concepts, weights)
     fusion = Fusion(base, concepts, w, chosen)

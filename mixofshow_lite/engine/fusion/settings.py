@@ -6,10 +6,11 @@ them on a small model, and prompts outside the recordings turn to noise.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from ...files.concept import Concept
+from ..arguments import SEEDS, check_number, check_whole, shown
 from .report import STAGES
 
 # For three concepts this is 0.03, the largest ridge in `paper.fusion_sweep` that keeps as much of the identities as the
@@ -92,8 +93,16 @@ class Settings:
                 raise ValueError(f"ridge must be zero, a positive number or 'auto', not {ridge!r}.")
         if not 0 <= self.preserve < float("inf"):
             raise ValueError(f"preserve={self.preserve} is no weight: give zero or a positive number.")
-        if isinstance(self.plain, str) or not self.plain:
+        if isinstance(self.plain, str) or not isinstance(self.plain, Iterable) or not self.plain:
             raise ValueError(f"plain={self.plain!r} is no list of prompts: give at least one prompt without a concept.")
+        check_whole("steps", self.steps, most=10_000)
+        check_whole("seed", self.seed, *SEEDS)
+        for number in self.iterations:
+            check_whole("iterations", number, least=0)
+        if self.guidance is not None:
+            check_number("guidance", self.guidance)
+        if not all(isinstance(prompt, str) for prompt in self.plain):
+            raise ValueError(f"plain={shown(self.plain)} is no list of prompts: give texts without a concept.")
         if self.refine < 0 or self.refine != int(self.refine):
             raise ValueError(f"refine={self.refine} is no number of passes: give 0, 1, 2 …")
 
@@ -123,13 +132,14 @@ class Settings:
         if own is None:
             own = PLACE_PROMPTS if concept.class_word in PLACES else PROMPTS
         wordless = not concept.words
-        if wordless and not name and (not given or isinstance(own, str) or any("{}" in prompt for prompt in own)):
+        texts = isinstance(own, list | tuple) and own and all(isinstance(prompt, str) for prompt in own)
+        if wordless and not name and (not given or not texts or any("{}" in prompt for prompt in own)):
             raise ValueError(
                 f"The concept {concept.name!r} has no words, so nothing says what to record: "
                 f"give prompts={{{concept.name!r}: [...]}} with prompts that its LoRA was made for."
             )
-        if isinstance(own, str) or not own or not (wordless and given or all("{}" in prompt for prompt in own)):
-            raise ValueError(f"prompts={own!r} do not name the concept: give a list of prompts with {{}} in each.")
+        if not texts or not (wordless and given or all("{}" in prompt for prompt in own)):
+            raise ValueError(f"prompts={shown(own)} do not name the concept: give a list of prompts with {{}} in each.")
         return [prompt.replace("{}", name) for prompt in own]
 
     @classmethod

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...files.concept import Concept, Factors
+from ...files.fits import check_is_concept
 from ...model import DiffusionModel
 from .. import lora
 from . import algebra
@@ -57,6 +58,8 @@ def check(
 ) -> tuple[list[Concept], Tensor]:
     """The concepts sorted by name, so that their order never matters, and their weights (n,) in float64."""
     concepts = list(concepts)
+    for concept in concepts:
+        check_is_concept(concept)
     if not concepts:
         raise ValueError("There is no concept to fuse: give at least one.")
     raw = torch.tensor([1.0] * len(concepts) if weights is None else list(weights), dtype=torch.float64)

@@ -1,0 +1,237 @@
+"""Arguments that mean nothing, at every public entry: one sentence of the library's own, before anything is done."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from harness import check_error
+from PIL import Image
+from tiny import make_concept
+
+import mixofshow_lite as mos
+from mixofshow_lite.center import CenterNode
+from mixofshow_lite.course.widgets import scene
+from mixofshow_lite.engine.arguments import as_path, is_number, is_whole, shown
+from mixofshow_lite.engine.recipes import RECIPES
+from mixofshow_lite.files.concept import Concept
+
+EXPECTED = (ValueError, TypeError, FileNotFoundError)
+LONG = "x" * 5000
+
+
+@pytest.fixture
+def small(tiny_base):
+    concept = make_concept(tiny_base)
+    concept.lora = {net: dict(list(factors.items())[:2]) for net, factors in concept.lora.items()}
+    return concept
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "data/a.png")
+    (tmp_path / "data/a.txt").write_text("a <TOK>")
+    return mos.ConceptData(tmp_path / "data", "rabbit")
+
+
+def refused(call, *args, **options):
+    with pytest.raises(EXPECTED) as caught:
+        call(*args, **options)
+    check_error(caught.value, EXPECTED)
+    return str(caught.value)
+
+
+def pairs(**values):
+    """name=[...], ... -> (name, value) pairs."""
+    return [(name, value) for name, several in values.items() for value in several]
+
+
+SAMPLE = pairs(
+    steps=[math.inf, math.nan, 1.5, True, "x"],
+    n=[1.5, "x", 10**9],
+    batch=[0, -1, 1.5, "8", None],
+    seed=[1.5, math.nan, "3", None, 2**64],
+    size=[(64,), (64, 64, 64), 64.0, "64", 10_000_000, (64, None)],
+    guidance=[math.nan, 1e30, 1 + 2j, "x"],
+    negative_prompt=[["a", "b"], [], 3, None],
+    callback=[3],
+    spatial=[3, "x"],
+    regions=[3, "x"],
+)
+
+
+@pytest.mark.parametrize(("name", "value"), SAMPLE)
+def test_sample(tiny_base, name, value):
+    assert name.rstrip("s") in refused(tiny_base.sample, "a", **({"steps": 1, "progress": False} | {name: value}))
+
+
+def test_the_share_of_the_prompt_inside_regions(tiny_base):
+    region = mos.Region("a", box=(0, 0, 1, 1))
+    for ratio in ("x", math.nan, 1, -0.1):
+        assert "base_ratio" in refused(tiny_base.sample, "a", steps=1, regions=[region], base_ratio=ratio)
+
+
+TUNE = pairs(
+    seed=[1.5, "3", None, 2**64],
+    name=[3],
+    words=["<a> <b>", 3],
+    steps=[1.5, "x"],
+    accumulate=[0, -1, 1.5],
+    strip=[-1, 1.5],
+    callback=[3],
+    class_word=[3, ["a"]],
+)
+
+
+@pytest.mark.parametrize(("name", "value"), TUNE)
+def test_tune(tiny_base, data, name, value):
+    refused(mos.tune, tiny_base, data, **({"steps": 1, "progress": False} | {name: value}))
+
+
+def test_tune_without_a_base_or_data(tiny_base, data):
+    assert "no model" in refused(mos.tune, None, data) and "no ConceptData" in refused(mos.tune, tiny_base, "folder")
+
+
+RECIPE = pairs(
+    batch=[0, 1.5, 10**9],
+    rank=[0, -1, 10**9],
+    noises=[0],
+    variants=[0],
+    steps=[0, 1.5],
+    init=[(), "class", (3,)],
+    unet_lora=["(", 3],
+    lr_words=[math.nan, math.inf, -1, "x"],
+    weight_decay=[-1],
+    zoom=[(2, 1), (0, 0), (1,)],
+    freeze_norm=[0, math.nan],
+    background=[-1, math.nan],
+    attention=[math.nan],
+    noise_offset=[math.nan],
+)
+
+
+@pytest.mark.parametrize(("name", "value"), RECIPE)
+def test_recipes(name, value):
+    assert f"ed_lora.{name}" in refused(replace, RECIPES["ed_lora"], **{name: value})
+
+
+GRADIENT = pairs(
+    seed=[1.5],
+    steps=[1.5, 0],
+    guidance=[math.nan, math.inf],
+    iterations=[[-1, -1, -1], [1.5, 1, 1], list("abc")],
+    plain=[3, [3]],
+    prompts=[3, [3]],
+    size=[(64,)],
+    memory=["x", 3],
+)
+
+
+@pytest.mark.parametrize(("name", "value"), GRADIENT)
+def test_gradient_fusion(tiny_base, small, name, value):
+    refused(mos.gradient_fusion, tiny_base, [small], **({"progress": False, "steps": 1} | {name: value}))
+
+
+@pytest.mark.parametrize("thing", [None, "bibi", 3])
+def test_what_is_no_concept(tiny_base, thing):
+    for call in (tiny_base.with_concept, CenterNode(tiny_base).join):
+        assert "is no Concept" in refused(call, thing)
+    for fusion in (mos.weight_fusion, mos.gradient_fusion, mos.constrained_fusion, mos.peft_fusion):
+        assert "is no Concept" in refused(fusion, tiny_base, [thing])
+
+
+def test_merging_and_joining(tiny_base, small):
+    for options in ({"method": None}, {"method": 3}, {"seed": "x"}, {"density": 2}):
+        refused(mos.peft_fusion, tiny_base, [small], **options)
+    for alpha in (math.nan, math.inf, None, "x", 1e30, 10**400):
+        assert "alpha=" in refused(tiny_base.with_concept, small, alpha=alpha)
+
+
+ABOUT = pairs(
+    scale=[10**400, math.nan, True, "x"],
+    rank=["x", -1],
+    words=[["bibi1", "bibi2"], ["<TOK>", "<a>"], ["<" + LONG + ">", "<b>"], ["<a\n>", "<b>"]],
+    name=["", 3],
+)
+
+
+@pytest.mark.parametrize(("name", "value"), ABOUT)
+def test_a_concept_s_json(small, tmp_path, name, value):
+    file = small.save(tmp_path / "bibi") / "concept.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    refused(Concept.load, tmp_path / "bibi")
+    file.write_text("[" * 99_999)
+    assert "does not describe a concept" in refused(Concept.load, tmp_path / "bibi")
+
+
+def test_paths_previews_and_precisions(tiny_base, small, tmp_path):
+    for path in (None, 3, LONG, "x" * 300, "a\0b"):
+        for call in (Concept.load, small.save, lambda p: Concept.from_lora(p, tiny_base, "a")):
+            refused(call, path)
+        refused(Concept.from_official, path, tiny_base)
+        refused(mos.ConceptData, path)
+    for preview in ([], "x.png", 3):
+        assert "preview" in refused(small.save, tmp_path / "x", preview=preview)
+    for dtype in (torch.int8, torch.float8_e4m3fn, "float32"):
+        assert "cannot hold a concept" in refused(small.save, tmp_path / "x", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+def test_side_by_side():
+    for subjects in ([], "ab", [1], [None]):
+        refused(mos.side_by_side, subjects)
+    refused(mos.side_by_side, ["a", "b"], place=3)
+    for start in (1, 2, -1):
+        refused(mos.side_by_side, ["a", "b"], start=start)
+
+
+@pytest.mark.parametrize("text", ["[" * 99_999, '{"format": "mixofshow-center", "version": 1, "members": []}'])
+def test_a_center_node_s_file(tiny_base, small, tmp_path, text):
+    CenterNode(tiny_base, tmp_path / "node").join(small)
+    file = tmp_path / "node/center.json"
+    about = json.loads(file.read_text())
+    file.write_text(text)
+    assert "cannot be read" in refused(CenterNode.load, tmp_path / "node", tiny_base)
+    for members in (about["members"] * 2, [{"folder": str(tmp_path), "weight": 1}], [{"folder": "../x", "weight": 1}]):
+        file.write_text(json.dumps(about | {"members": members}))
+        assert "a member is there twice or elsewhere" in refused(CenterNode.load, tmp_path / "node", tiny_base)
+
+
+CANVAS = pairs(
+    model=["x", 3],
+    prompt=[None],
+    seed=[-1, 1.5, "x"],
+    steps=[0, 5000],
+    guidance=["x", math.nan],
+    every=[0],
+    background=[3, (3,), "nowhere.png", "/etc/passwd"],
+)
+
+
+@pytest.mark.parametrize(("name", "value"), CANVAS)
+def test_a_canvas(name, value):
+    pytest.importorskip("anywidget")
+    refused(mos.RegionCanvas, **{name: value})
+
+
+HEAD = '{"format": "mixofshow-regions", "version": 1, "regions": '
+TEXTS = (
+    None,
+    "9" * 5000,
+    HEAD + '[{"prompt": "a", "box": [' + "9" * 400 + ", 0, 1, 1]}]}",
+    HEAD + "[0" + ",0" * 2000 + "]}",
+)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, HEAD + '[{"name": "' + "n" * 100_000 + '", "box": [0, 0, 1, 1]}]}'])
+def test_the_text_of_a_canvas(text):
+    refused(scene.from_json, text, (64, 64))
+
+
+def test_what_a_number_is():
+    assert is_number(1.5) and is_number(True) and not any(map(is_number, (math.nan, math.inf, 10**400, "1", 1j, None)))
+    assert is_whole(3) and not any(map(is_whole, (3.0, True, 0, -1, 2**40, "3", None)))
+    assert shown(LONG) == "'" + "x" * 56 + "..." and shown(10**9999) == "a int" and "\n" not in shown("a\nb")
+    assert as_path("a/b").name == "b"
