@@ -15,6 +15,7 @@ import copy
 import itertools
 import re
 from collections import OrderedDict
+from functools import lru_cache
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -137,6 +138,35 @@ def start_normal(net: nn.Module, std: float) -> None:
     """Draw the `down` of every attached LoRA from a normal distribution instead (in place)."""
     for layer in attached(net).values():
         nn.init.normal_(layer.lora_A["default"].weight, std=std)
+
+
+def start_orthogonal(net: nn.Module, slot: int) -> None:
+    """Give every attached LoRA the rows of its slot of one orthogonal matrix as `down`, and freeze it (in place).
+
+    Equal for all who ask, so that different slots never share a direction. Raises ValueError where the narrowest layer
+    has no room for the slot.
+    """
+    layers = attached(net)
+    room = min(layer.in_features // layer.r["default"] for layer in layers.values())
+    if not 0 <= slot < room:
+        rank = max(layer.r["default"] for layer in layers.values())
+        raise ValueError(
+            f"There is no slot {slot}: the narrowest layer has room for {room} concepts of rank {rank} (its width / "
+            f"rank), slots 0 to {room - 1}. Tune with a smaller rank, or fuse without orthogonal slots."
+        )
+    for layer in layers.values():
+        down = layer.lora_A["default"].weight
+        r, d_in = down.shape
+        down.data.copy_(orthogonal_matrix(d_in)[slot * r : (slot + 1) * r])
+        down.requires_grad_(False)
+
+
+@lru_cache
+def orthogonal_matrix(width: int, seed: int = 0) -> Tensor:
+    """(width, width) float64, drawn uniformly among the orthogonal matrices; the same for the same width and seed."""
+    drawn = torch.randn(width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    Q, R = torch.linalg.qr(drawn)
+    return Q * R.diagonal().sign()  # unique, whichever signs the library's QR chooses
 
 
 def attached(net: nn.Module) -> dict[str, LoraLayer]:

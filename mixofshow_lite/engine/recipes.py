@@ -36,6 +36,7 @@ class Recipe:
     unet_lora: str | None = ""  # which U-Net attention linears get one (a regular expression; "" all), None: none
     rank: int | None = 4  # r; None trains whole updates
     down_std: float | None = None  # A starts normal with this standard deviation; None: uniform, as in the main branch
+    slot: int | None = None  # A is frozen, r rows of one orthogonal matrix from row slot * r on: rivals.orthogonal
     drop_context: float = 0.0  # how often a step leaves out the LoRA of a key or value layer of cross-attention
     lr_words: float = 1e-2
     lr_text: float = 5e-4
