@@ -4,6 +4,7 @@
     render_regions   the same regions as a picture                      needs nothing
     AlphaSlider      a concept's pictures at any LoRA weight (Fig. 3)   ipywidgets, or a static strip
     Playground       fusions of a few concepts (3.2, 3.3.2)             ipywidgets, or a static picture
+    VotePage         a blind vote between two ways (4.3)                needs the extra [lab]
     FrameSlider      a slider over pictures that are drawn already      ipywidgets, or a static picture
     CharacterStudio  a character of one's own, by Pocket World          ipywidgets, or a static picture
 
@@ -19,6 +20,7 @@ _HOME = {
     "Playground": "playground",
     "FrameSlider": "panel",
     "CharacterStudio": "studio",
+    "VotePage": "vote",
 }
 __all__ = list(_HOME)
 

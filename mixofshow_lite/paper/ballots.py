@@ -1,0 +1,58 @@
+"""Ballots for the people's vote (paper Table 2 b, c): the same prompts and seeds drawn by two models, and what metrics
+say of each pair.
+
+Which pictures are asked about is decided by prompts and seeds alone, before any is seen: none is picked.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from PIL import Image
+
+from ..engine.evaluation import Scorer, image_scores, load_scorer, plain_prompt, text_scores
+from ..files.concept import Concept
+from ..files.data import ConceptData
+from .fusions import PROMPTS, SEED
+from .vote import Ballot, Pair
+
+
+def draw_ballot(
+    models: Mapping[str, object],
+    concepts: Sequence[Concept],
+    data: Mapping[str, ConceptData],
+    prompts: Sequence[str] = PROMPTS,
+    n: int = 1,
+    seed: int = SEED,
+    references: int = 3,
+) -> Ballot:
+    """A ballot of two models: n pictures of every concept at every prompt from the same noise.
+
+    `models` are way -> anything with a DiffusionModel's `sample`; the second is the one whose share is reported. Raises
+    ValueError unless there are two.
+    """
+    if len(models) != 2:
+        raise ValueError(f"A vote compares two ways, not {len(models)}: {', '.join(models)}.")
+    pairs = []
+    for concept in concepts:
+        shown = tuple(data[concept.name].pictures[:references])
+        for prompt in prompts:
+            asked = prompt.format(concept.phrase)
+            first, second = (model.sample(asked, n=n, seed=seed, progress=False) for model in models.values())
+            for i, pictures in enumerate(zip(first, second, strict=True)):
+                name = f"{concept.name}, {prompt.replace('{}', '_')}, {seed + i}"
+                pairs.append(Pair(name, plain_prompt(asked, [concept]), pictures, shown))
+    return Ballot(tuple(models), tuple(pairs), seed)
+
+
+def clip_scores(ballot: Ballot, scorer: Scorer | str | None = None) -> dict[str, dict[str, tuple[float, float]]]:
+    """What CLIP says of each pair: image- and text-alignment of both pictures, as `vote.result` takes them."""
+    scorer, image, text = load_scorer(scorer), {}, {}
+    for pair in ballot.pairs:
+        text[pair.name] = tuple(text_scores(list(pair.pictures), pair.words, scorer).tolist())
+        if pair.references:
+            image[pair.name] = tuple(image_scores(list(pair.pictures), list(pair.references), scorer).tolist())
+    return {"CLIP's image-alignment": image, "CLIP's text-alignment": text}
+
+
+def read_scores(ballot: Ballot, read: Callable[[Pair, Image.Image], float]) -> dict[str, tuple[float, float]]:
+    """pair -> a number for each of its pictures, by any reader: `lambda pair, picture: marks kept`."""
+    return {pair.name: tuple(float(read(pair, picture)) for picture in pair.pictures) for pair in ballot.pairs}
