@@ -114,10 +114,10 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
         return Named()
 
     class Named:
-        phrase, lora, embeddings, name, words = "a cat", {}, {}, "x", ()
+        phrase, lora, embeddings, name, words, rank = "a cat", {}, {}, "x", (), 4
 
     monkeypatch.setattr(everything, "tuned", note)
-    for module in ("observations", "fusions", "fusion_sweep", "how_many"):
+    for module in ("observations", "fusions", "fusion_sweep", "how_many", "head_to_head"):
         place = sys.modules[f"mixofshow_lite.paper.{module}"]
         monkeypatch.setattr(place, "tuned", note)
         monkeypatch.setattr(place, "image_scores", lambda p, r, s: np.random.default_rng(0).random(len(p)))
@@ -142,6 +142,11 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
     counting = sys.modules["mixofshow_lite.paper.how_many"]
     for way in counting.WAYS:
         monkeypatch.setitem(counting.WAYS, way, lambda base, concepts: base)
+    racing = sys.modules["mixofshow_lite.paper.head_to_head"]
+    monkeypatch.setattr(racing.Judge, "alike", lambda *a: 0.0)
+    monkeypatch.setattr(racing, "measure", lambda base, concepts, *a: ([], {}))
+    monkeypatch.setattr(racing, "judged", lambda *a, **k: None)
+    monkeypatch.setattr(racing, "capacity", lambda base, rank: 99)
     job = everything.JOBS[name]
     names = {concept for concept, _, _ in job.tunings}
     data = {n: Toy(n) for n in names}

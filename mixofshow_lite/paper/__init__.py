@@ -5,6 +5,9 @@
 observations    3.3.1   Observations 1 and 2, what a limit on the words does to 2, from LoRA to ED-LoRA step by step
 fusions         3.3.2   Observation 3: what each way to fuse keeps of an identity
 how_many        3.3.2   the same against the number of concepts in one model
+head_to_head    3.3.2   every way to bring concepts together: identity, drift, time, memory, and what each needs
+vote            4.3     the people's vote (Table 2 b, c): what is asked, how votes are kept, what they say
+ballots         4.3     pairs of pictures for it
 binding         3.4     what regions do for two and three subjects with attributes
 everything              all of them in pieces of any length
 sweep                   how the pocket model's recipe numbers were chosen
@@ -17,6 +20,7 @@ does not show on a model is reported as not shown.
 
 from .fusion_sweep import fusion_sweep
 from .fusions import observation_3
+from .head_to_head import rivals
 from .how_many import how_many
 from .observations import ablation, observation_1, observation_2, word_length
 from .study import Study, difference, saved, tuned
@@ -30,6 +34,7 @@ __all__ = [
     "observation_1",
     "observation_2",
     "observation_3",
+    "rivals",
     "saved",
     "tuned",
     "word_length",

@@ -28,6 +28,7 @@ from ..model import DiffusionModel
 from .binding import binding
 from .fusion_sweep import GROUPS, OPTIONS, fusion_sweep
 from .fusions import WAYS, observation_3
+from .head_to_head import SIZES, rivals
 from .how_many import ORDER, how_many
 from .observations import (
     DOMAINS,
@@ -93,6 +94,14 @@ JOBS: dict[str, Job] = {
         ),
     ),
     "how_many": Job(how_many, pairs(ORDER, ("ed_lora",))),
+    "rivals": Job(
+        rivals,
+        pairs(ORDER[: max(SIZES)], ("ed_lora",))
+        + tuple(
+            (name, replace(RECIPES["ed_lora"], name="orthogonal", slot=slot), f"orthogonal_{slot}")
+            for slot, name in enumerate(ORDER[: max(SIZES)])
+        ),
+    ),
 }
 
 
