@@ -246,7 +246,7 @@ def test_help_version_and_plain_errors_need_no_heavy_import(things):
                 pass
         print([name for name in ("torch", "diffusers", "transformers", "PIL", "numpy") if name in sys.modules])
     """
-    helps = [f"{c} --help" for c in "demo tune fuse sample evaluate convert rename doctor lab".split()]
+    helps = [f"{c} --help" for c in "demo tune fuse sample evaluate convert rename paper doctor lab".split()]
     commands = ["--version", "--help", *helps, *(command for command, _ in WRONG + NOT_NUMBERS)]
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, check=True

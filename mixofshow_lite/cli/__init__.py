@@ -6,6 +6,7 @@ and diffusers, and `kept`, which says truthfully what is left after Ctrl-C.
 concepts   tune, convert, rename
 fusing     fuse
 pictures   sample, evaluate
+papers     paper
 shows      demo, lab
 doctor     doctor
 options    what may stand behind an option
@@ -18,7 +19,7 @@ import sys
 from .. import __version__
 from ..engine.allocator import keep_freed_memory
 from ..threads import wait_passively
-from . import concepts, doctor, fusing, pictures, shows
+from . import concepts, doctor, fusing, papers, pictures, shows
 from .speak import any_encoding, complain, plain_warnings, sentence
 
 SAID = (ValueError, TypeError, KeyError, OSError, ImportError, RecursionError, OverflowError)  # in one sentence
@@ -85,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
         pictures.add_evaluate,
         concepts.add_convert,
         concepts.add_rename,
+        papers.add_paper,
         doctor.add_doctor,
         shows.add_lab,
     ):

@@ -44,7 +44,8 @@ def grid(
         raise ValueError("There is nothing to show: give at least one picture.")
     table = [[None if p is None else resized(p, side) for p in row] for row in table]
     heads = titles if isinstance(titles, Mapping) else {0: titles}
-    font = ImageFont.load_default(size=LETTERS)
+    said = [*names, heading, *(captions or {}).values(), *(text for head in heads.values() for text in head)]
+    font = letters("".join(said))
     labels = [broken(name, font, WIDEST_LABEL) for name in names]
     margin = max(round(font.getlength(line)) for lines in labels for line in lines)
     lefts, width = columns(table, margin + 2 * gap if margin else 0, side, gap)
@@ -59,6 +60,15 @@ def grid(
         bands.append(band(row, lefts, width, edges, labels[i], margin, font))
         bands.append(texts(under, lefts, side, font))
     return stacked([b for b in bands if b is not None], width, gap)
+
+
+def letters(said: str) -> ImageFont.FreeTypeFont:
+    """The font: PIL's own, or matplotlib's, which knows Greek and arrows, where PIL's would draw boxes."""
+    if all(ord(letter) < 0x100 for letter in said):
+        return ImageFont.load_default(size=LETTERS)
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", LETTERS)
 
 
 def named_rows(rows: Sequence | Mapping[str, Sequence]) -> tuple[list[str], list[list]]:

@@ -49,6 +49,7 @@ class Study:
     figure: object = None  # a PIL picture or a matplotlib Figure
     pictures: dict = field(default_factory=dict)  # what the figure shows, label -> list of PIL pictures
     about: dict = field(default_factory=dict)  # base, fingerprint, recipes, seeds: what makes it again
+    quality: int = 55  # of the saved figure; pictures that are looked at closely want 90
 
     def claim(self, words: str, found: Difference) -> None:
         """Record a claim "more is better": shown if the whole interval lies above 0."""
@@ -80,8 +81,8 @@ class Study:
             writer.writeheader()
             writer.writerows({k: short(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
         if self.figure is not None:
-            with atomic_file(figure) as temporary:  # a quarter of a PNG's size
-                to_image(self.figure).save(temporary, "WEBP", quality=55, method=6)
+            with atomic_file(figure) as temporary:  # at 55 a quarter of a PNG's size
+                to_image(self.figure).save(temporary, "WEBP", quality=self.quality, method=6)
         claims = {w: {"shown": self.verdicts[w], **vars(d)} for w, d in self.differences.items()}
         text = json.dumps({"name": self.name, "claims": claims, "about": self.about}, indent=2)
         write_text(note, text + "\n")  # last: with it the result is there
