@@ -32,7 +32,8 @@ from .files.writing import atomic_file, check_target
 from .model import DiffusionModel, load_base
 
 PLACE = "on the beach"  # where both are drawn together
-COLUMNS = ("concept", "model", "image_alignment", "standard_deviation", "pictures")  # of the table
+COLUMNS = ("concept", "model", "image_alignment", "standard_deviation", "marks_kept", "pictures")  # of the table
+READABLE = 0.8  # share of a concept's own pictures from which a mark must be read, to count at all
 SMALLEST, LARGEST = 128, 256  # pixels: width of a picture in the figure
 MODELS = ("alone", "weight fused", "gradient fused")
 
@@ -43,6 +44,7 @@ class Result:
 
     pictures: dict[str, list[list[Image.Image]]]  # row of the figure -> its two blocks
     scores: dict[str, dict[str, np.ndarray]]  # concept -> model -> image-alignment of each picture (n,)
+    marks: dict[str, dict[str, np.ndarray]]  # concept -> model -> share of its named marks in each picture (n,)
     figure: Path
     table: Path
     phrases: tuple[str, str]  # how a prompt names the two
@@ -80,11 +82,13 @@ def demo(
     fused = {"weight fused": weight_fusion(model, [a, b]), "gradient fused": gradient_fusion(model, [a, b], seed=seed)}
     print(fused["gradient fused"].report)
     pictures = draw(model, (a, b), fused, data, n, seed, progress)
-    scores = score(pictures, (a, b), data, scorer)
-    result = Result(pictures, scores, out / "demo.png", out / "demo.csv", (a.phrase, b.phrase))
-    write_table(scores, result.table)
-    write_figure(pictures, (a.name, b.name), result.figure)
+    scores, marks = score(pictures, (a, b), data, scorer), count_marks(pictures, (a, b), data, scorer)
+    result = Result(pictures, scores, marks, out / "demo.png", out / "demo.csv", (a.phrase, b.phrase))
+    write_table(scores, marks, result.table)
+    write_figure(pictures, (a.name, b.name), result.figure, marks)
     print(format_table(scores))
+    if marks:
+        print(format_table(marks, "marks kept"))
     print(f"the figure is {result.figure}, the table {result.table}, the concepts are in {out / 'concepts'}")
     return result
 
@@ -116,7 +120,7 @@ def check_outputs(out: Path) -> None:
     for file in (figure, table):
         check_target(file)
     first = table.read_bytes()[:99] if table.is_file() else b""
-    if (figure.exists() or table.exists()) and not first.startswith(",".join(COLUMNS).encode()):
+    if (figure.exists() or table.exists()) and not first.startswith(",".join(COLUMNS[:4]).encode()):
         raise FileExistsError(f"{out} holds a demo.png or demo.csv that no demo has written: choose another folder.")
 
 
@@ -155,30 +159,63 @@ def score(pictures: dict, concepts, data, scorer: Scorer) -> dict[str, dict[str,
     }
 
 
-def format_table(scores: dict[str, dict[str, np.ndarray]]) -> str:
+def count_marks(pictures: dict, concepts, data, scorer: Scorer) -> dict[str, dict[str, np.ndarray]]:
+    """Share of a concept's named marks that Pocket CLIP reads from each picture: concept -> model -> (n,).
+
+    Only of shipped concepts, whose marks are known (see `pocket.marks`), and only of marks that it reads from at least
+    `READABLE` of the concept's own pictures.
+    """
+    from .pocket.concepts import CONCEPTS
+    from .pocket.marks import marks_kept
+
+    found = {}
+    for i, concept in enumerate(concepts):
+        if concept.name not in CONCEPTS:
+            continue
+        own, kinds = marks_kept(data[i].pictures, concept.name, scorer)  # (pictures, kinds)
+        readable = own.mean(0) >= READABLE
+        if readable.any():
+            told = [kind for kind, can in zip(kinds, readable, strict=True) if can]
+            print(f"marks of {concept.name} that Pocket CLIP reads from its own pictures: {', '.join(told)}")
+            found[concept.name] = {
+                m: marks_kept(pictures[m][i], concept.name, scorer)[0][:, readable].mean(1) for m in MODELS
+            }
+    return found
+
+
+def format_table(scores: dict[str, dict[str, np.ndarray]], measure: str = "image-alignment") -> str:
     """The table as text: mean and standard deviation over the pictures (the same seeds in every column)."""
-    lines = [f"{'image-alignment':<24}" + "".join(f"{m:>18}" for m in MODELS)]
+    lines = [f"{measure:<24}" + "".join(f"{m:>18}" for m in MODELS)]
     for name, row in scores.items():
         lines.append(f"{name:<24}" + "".join(f"{f'{row[m].mean():.3f} ± {row[m].std():.3f}':>18}" for m in MODELS))
     return "\n".join(lines)
 
 
-def write_table(scores: dict[str, dict[str, np.ndarray]], file: Path) -> None:
-    """One line per concept and model: mean, standard deviation, number of pictures."""
+def write_table(scores: dict, marks: dict, file: Path) -> None:
+    """One line per concept and model: mean and standard deviation of image-alignment, marks kept, pictures."""
     with atomic_file(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(COLUMNS)
         for name, row in scores.items():
             for model, values in row.items():
-                table.writerow((name, model, f"{values.mean():.4f}", f"{values.std():.4f}", len(values)))
+                kept = f"{marks[name][model].mean():.4f}" if name in marks else ""
+                table.writerow((name, model, f"{values.mean():.4f}", f"{values.std():.4f}", kept, len(values)))
 
 
-def write_figure(pictures: dict[str, list[list[Image.Image]]], names: tuple[str, str], file: Path) -> None:
-    """The labelled figure: a line per row of `pictures`, two blocks of pictures side by side."""
+def write_figure(
+    pictures: dict[str, list[list[Image.Image]]], names: tuple[str, str], file: Path, marks: dict | None = None
+) -> None:
+    """The labelled figure: a line per row of `pictures`, two blocks of pictures side by side.
+
+    marks   as `count_marks` gives them: their mean over both concepts stands under a row's name
+    """
     n = max(len(block) for blocks in pictures.values() for block in blocks)
     rows, titles = {}, {}
     for number, (row, (left, right)) in enumerate(pictures.items()):
-        rows[row] = [*left, *[None] * (n - len(left)), None, *right]  # a gap between the blocks
+        label = row
+        if marks and row in MODELS:
+            label += f"\n{np.mean([kept[row].mean() for kept in marks.values()]):.0%} of the marks"
+        rows[label] = [*left, *[None] * (n - len(left)), None, *right]  # a gap between the blocks
         if row in ("references", "both, direct"):
             a, b = names if row == "references" else MODELS[1:]
             titles[number] = [a, *[""] * n, b]

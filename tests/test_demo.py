@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,8 @@ def test_the_demo_makes_a_figure_a_table_and_concepts(run, tmp_path, monkeypatch
         assert float(row["image_alignment"]) == pytest.approx(
             result.scores[row["concept"]][row["model"]].mean(), abs=1e-4
         )
+        assert row["marks_kept"] == ""  # nobody has named the marks of ruby and jade
+    assert result.marks == {}
     assert list(result.pictures) == ["references", *module.MODELS, "both, direct", "both, regions"]
     assert all(len(blocks) == 2 and all(len(b) == 1 for b in blocks) for blocks in result.pictures.values())
     assert str(result.figure) in capsys.readouterr().out
@@ -158,6 +161,28 @@ def test_the_same_concept_twice_is_refused():
 def test_the_table_shows_mean_and_spread():
     row = {"alone": np.array([0.8, 0.9]), "weight fused": np.array([0.5, 0.5]), "gradient fused": np.array([0.8, 0.8])}
     assert "0.850 ± 0.050" in format_table({"bibi": row}) and "0.500 ± 0.000" in format_table({"bibi": row})
+
+
+def test_marks_are_counted_where_they_are_named(monkeypatch, tmp_path):
+    """A reader that sees a horn on every second picture of bibi, and never the pattern, not on her own either."""
+    from mixofshow_lite.pocket import marks as reader
+
+    def kept(images, name, scorer):
+        assert name == "bibi"
+        horn = [True] * 5 if len(images) == 5 else [i % 2 == 0 for i, _ in enumerate(images)]
+        return np.array([[seen, False] for seen in horn]), ["part", "pattern"]
+
+    monkeypatch.setattr(reader, "marks_kept", kept)
+    white = Image.new("RGB", (8, 8), "white")
+    pictures = {row: [[white] * 2, [white] * 2] for row in module.MODELS}
+    concepts = (SimpleNamespace(name="bibi"), SimpleNamespace(name="jade"))
+    data = [SimpleNamespace(pictures=[white] * 5)] * 2
+    marks = module.count_marks(pictures, concepts, data, None)
+    assert {name: {m: list(v) for m, v in row.items()} for name, row in marks.items()} == {
+        "bibi": {model: [1.0, 0.0] for model in module.MODELS}
+    }
+    module.write_table({c.name: {m: np.ones(2) for m in module.MODELS} for c in concepts}, marks, tmp_path / "t.csv")
+    assert [r["marks_kept"] for r in csv.DictReader((tmp_path / "t.csv").open())] == ["0.5000"] * 3 + [""] * 3
 
 
 def test_the_figure_shows_every_picture(tmp_path):

@@ -171,7 +171,7 @@ def grown(mask, pixels):
 def test_keypoints_lie_on_their_subject(cls):
     for seed in range(6):
         rng = np.random.default_rng([5, seed])
-        subject = replace(world.sample_subject(rng, cls), x=0.5, y=0.93, height=0.6)
+        subject = replace(world.sample_subject(rng, cls), x=0.5, y=0.95, height=0.8)
         picture = world.Picture([subject], "snow", world.sample_scene_params(rng))
         result = world.render(picture)
         mask, points = result.masks[0] > 0.5, result.keypoints[0]
@@ -221,7 +221,7 @@ def all_differ(images, least=0.3):
 
 
 def test_every_class_draws_and_wears_its_colour():
-    assert len(CHARACTERS) >= 6 and len(OBJECTS) >= 6 and len(SCENES) >= 6
+    assert len(CHARACTERS) >= 6 and len(OBJECTS) >= 5 and len(SCENES) >= 6
     for cls in CLASSES:
         rng = np.random.default_rng(1)
         subject = replace(world.sample_subject(rng, cls, "green"), accessories=[], x=0.5, y=0.93, height=0.6)
@@ -302,7 +302,7 @@ def test_the_pretraining_world_has_no_out_domain_marks(many):
 
 def test_counts_classes_scenes_and_lights_all_come(many):
     n = np.bincount([len(p.subjects) for p, _ in many], minlength=4) / len(many)
-    assert abs(n - [0, 0.6, 0.32, 0.08]).max() < 0.05
+    assert abs(n - [0, 0.64, 0.31, 0.05]).max() < 0.05
     subjects = [s for p, _ in many for s in p.subjects]
     assert {s.cls for s in subjects} == set(CLASSES) and {s.colour for s in subjects} == {*COLORS, None}
     assert {p.scene for p, _ in many} == set(SCENES) and {p.light for p, _ in many} == set(LIGHTS)
@@ -312,23 +312,27 @@ def test_counts_classes_scenes_and_lights_all_come(many):
     assert not [s for s in subjects if s.colour in {tint for _, tint, _ in s.accessories}]  # what is worn is seen
 
 
-def test_lone_subjects_stand_anywhere(many):
+def test_a_lone_subject_fills_the_picture_and_stays_inside(many):
     alone = [p.subjects[0] for p, _ in many if len(p.subjects) == 1]
-    x = np.array([s.x for s in alone])
-    thirds = np.histogram(x, (0, 1 / 3, 2 / 3, 1))[0] / len(x)
-    assert x.min() < 0.25 and x.max() > 0.75 and thirds.min() > 0.15
-    assert np.ptp([s.y for s in alone]) > 0.2 and np.ptp([s.height for s in alone]) > 0.25
+    assert all(0.38 < s.x < 0.62 and s.height > 0.73 * world.REACH.get(s.cls, 1.0) for s in alone)
+    assert np.ptp([s.height for s in alone]) > 0.15 and np.ptp([s.x for s in alone]) > 0.15
     by_class = {cls: np.mean([s.x for s in alone if s.cls == cls]) for cls in CLASSES}
-    assert max(abs(m - 0.5) for m in by_class.values()) < 0.12  # no class has a side of its own
+    assert max(abs(m - 0.5) for m in by_class.values()) < 0.04  # no class has a side of its own
+    for subject in alone[:60]:
+        picture = world.Picture([subject], "city", world.sample_scene_params(np.random.default_rng(0)))
+        mask = world.render(picture, 64).masks[0]
+        edges = mask[0].mean() + mask[:, 0].mean() + mask[:, -1].mean()  # not the floor
+        assert edges < 0.3, f"a {subject.cls} of height {subject.height:.2f} is cut off"
+        assert np.ptp(np.nonzero(mask.max(1) > 0.5)[0]) > 64 * (0.3 if subject.cls == "car" else 0.45)
 
 
-def test_several_subjects_overlap_sometimes_and_stand_in_depth_order(many):
+def test_pairs_stand_apart_mostly_and_in_depth_order(many):
     for picture, _ in many:
         assert [s.y for s in picture.subjects] == sorted(s.y for s in picture.subjects)
-        assert all(0.05 < s.x < 0.95 and 0.4 < s.y <= 0.97 for s in picture.subjects)
+        assert all(0.05 < s.x < 0.95 and 0.4 < s.y <= 0.98 for s in picture.subjects)
     pairs = [p.subjects for p, _ in many if len(p.subjects) == 2]
-    gaps = np.array([abs(a.x - b.x) / (a.height + b.height) for a, b in pairs])
-    assert 0.1 < (gaps < 0.27).mean() < 0.9  # some overlap, some do not
+    gaps = np.array([abs(a.x - b.x) for a, b in pairs])
+    assert 0.02 < (gaps < 0.36).mean() < 0.25  # some overlap, as Section 3.4 needs
     assert 0.3 < np.mean([a.x < b.x for a, b in pairs]) < 0.7  # the farther one is on either side
 
 
@@ -459,33 +463,35 @@ def test_colours_in_between_are_never_named():
         assert not [t for t in texts if re.search(rf"({_COLOUR}) {subject.cls}", t)]
 
 
-def test_captions_of_several_name_all_or_one_or_the_count_or_the_scene(many):
-    kinds = {"all": 0, "one": 0, "one and friends": 0, "count": 0, "scene": 0}
+def test_words_for_one_subject_always_mean_a_picture_of_one(many):
+    kinds = {"all": 0, "one and friends": 0, "count": 0, "scene": 0}
     for picture, texts in many:
         n = len(picture.subjects)
         for text in texts if n > 1 else ():
             named = len(MENTION.findall(text))
-            assert named in (0, 1, n)
-            one = "one and friends" if "friend" in text else "one"
-            kinds["all" if named == n else one if named else "count" if "friends" in text else "scene"] += 1
+            assert named in (0, 1, n) and (named != 1 or "friend" in text), text
+            kinds[
+                "all" if named == n else "one and friends" if named else "count" if "friends" in text else "scene"
+            ] += 1
     share = {k: v / sum(kinds.values()) for k, v in kinds.items()}
-    least = {"all": 0.5, "one": 0.05, "one and friends": 0.05, "count": 0.01, "scene": 0.02}
+    least = {"all": 0.5, "one and friends": 0.05, "count": 0.01, "scene": 0.02}
     assert all(share[kind] > part for kind, part in least.items()), share
 
 
 def test_in_company_two_stand_apart_and_are_told_of_friends():
-    drawn = [data.draw(3, i, False, company=True) for i in range(400)]
+    drawn = [data.draw(3, i, False) for i in range(1, 800, 2)]
     pairs = [(p, texts) for p, texts in drawn if len(p.subjects) == 2]
-    assert 0.5 < len(pairs) / len(drawn) < 0.66
+    assert 0.42 < len(pairs) / len(drawn) < 0.58
     between = np.array([abs(a.x - b.x) for a, b in (p.subjects for p, _ in pairs)])
-    assert 0.75 < (between > 0.37).mean() < 0.95  # side by side, but not always
+    assert 0.9 < (between > 0.37).mean() < 1  # side by side, but not always
     subjects = [(s, p) for p, _ in drawn for s in p.subjects]
     assert all(0.1 < s.x < 0.9 and not world.held_out(s.cls, s.colour, p.scene) for s, p in subjects)
     assert {s.cls for s, _ in subjects} == set(CLASSES)
     assert not [text for p, texts in drawn for text in texts if not is_true(text, p)]
     people = [text for p, texts in pairs if all(s.is_character for s in p.subjects) for text in texts]
     assert 0.4 < np.mean([len(MENTION.findall(t)) == 1 and "a friend" in t for t in people]) < 0.6
-    assert data.draw(3, 5, False)[0] != data.draw(3, 5, False, company=True)[0]
+    lone = [len(data.draw(3, i, False)[0].subjects) == 1 for i in range(0, 800, 2)]
+    assert 0.54 < np.mean(lone) < 0.66  # every second picture is of the world as it is by itself
 
 
 def test_captions_vary_and_leave_things_out(many):

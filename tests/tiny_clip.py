@@ -2,7 +2,7 @@
 
 from mixofshow_lite.engine.evaluation import folder_tokenizer
 from mixofshow_lite.pocket.train import clip
-from mixofshow_lite.pocket.train.tokens import build_tokenizer
+from mixofshow_lite.pocket.train.clip_data import reader_tokenizer
 
 
 def build_clip(folder):
@@ -10,8 +10,8 @@ def build_clip(folder):
     import torch
 
     torch.manual_seed(0)
-    build_tokenizer(folder / "words")
-    length = clip._length(folder / "words")
-    tokenize = folder_tokenizer(folder / "words", length)
+    words = reader_tokenizer(folder / "words")
+    length = clip._length(words)
+    tokenize = folder_tokenizer(words, length)
     config = clip.model_config(32, tokenize.vocab_size, tokenize.eos_id, length)
-    return clip.export(clip.build(config).eval(), config, folder / "words", folder / "clip")
+    return clip.export(clip.build(config).eval(), config, words, folder / "clip")

@@ -84,19 +84,18 @@ def _with_friends(subjects: list[Subject], rng) -> str:
 def caption(picture: Picture, rng, company: bool = False) -> str:
     """One caption; called again it gives another of the same picture.
 
-    Of several subjects it names all, or one, or one and how many friends, or gives only the count, or only the place.
+    Of several subjects it names all, or one and how many friends, or gives only the count, or only the place: words for
+    one subject always mean a picture of one.
     A region's prompt that says "a red cat on the left and a friend" is so inside the domain: a picture of two, one of
     them named, and where it stands. With `company` every second caption of several characters is such.
     """
     subjects = sorted(picture.subjects, key=lambda s: s.x)
     n, roll = len(subjects), rng.random()
-    few, friends, count = (0.04, 0.56, 0.66) if company else (0.07, 0.34, 0.44)
+    friends, count = (0.52, 0.62) if company else (0.27, 0.37)
     people = n > 1 and all(s.is_character for s in subjects)
     if n == 1:
         where = side(subjects[0]) if rng.random() < 0.3 else ""
         text = _name(subjects[0], rng) + _pose(subjects[0], rng) + where if roll < 0.96 else ""
-    elif roll < few:
-        text = _name(subjects[int(rng.integers(n))], rng)
     elif people and roll < friends:
         text = _with_friends(subjects, rng)
     elif people and roll < count:

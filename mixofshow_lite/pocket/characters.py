@@ -6,40 +6,27 @@ Every proportion is a number in `shape` (1.0 is the middle of its range), so a c
 
 import math
 
-from .svg import (
-    INK,
-    box,
-    clip_path,
-    curve,
-    dark,
-    ellipse,
-    group,
-    light,
-    line,
-    mix,
-    path,
-    polygon,
-    star,
-)
+from .svg import INK, box, clip_path, curve, dark, ellipse, group, light, line, mix, path, polygon, star, unfilled
 
 CHARACTERS = ("cat", "rabbit", "bear", "robot", "frog", "bird")
 
 # name -> (low, high): the ranges of the pretraining world, in-domain by definition
 SHAPE = {
-    "body_w": (0.78, 1.28),
-    "body_h": (0.85, 1.15),
-    "head_w": (0.86, 1.18),
-    "head_h": (0.86, 1.12),
-    "ear": (0.75, 1.3),
-    "ear_tilt": (-14.0, 14.0),
-    "eye": (0.75, 1.3),
-    "eye_gap": (0.8, 1.25),
-    "pupil": (0.5, 0.85),
+    "body_w": (0.8, 1.25),
+    "body_h": (0.9, 1.1),
+    "head_w": (0.92, 1.12),
+    "head_h": (0.92, 1.08),
+    "ear": (0.78, 1.25),
+    "ear_tilt": (-8.0, 8.0),
+    "eye": (0.88, 1.2),
+    "eye_gap": (0.92, 1.12),
+    "pupil": (0.6, 0.8),
     "belly": (0.0, 0.75),
-    "limb": (0.8, 1.25),
-    "gaze": (-1.0, 1.0),
-    "lean": (-7.0, 7.0),
+    "limb": (0.9, 1.15),
+    "gaze": (-0.8, 0.8),
+    "lean": (-5.0, 5.0),
 }
+OUTLINE = 2.7  # units; with it no outline is thinner than a latent can carry
 EXPRESSIONS = ("happy", "sad", "surprised", "angry", "sleepy")
 ACCESSORIES = ("hat", "scarf", "glasses", "bow", "crown")
 
@@ -81,7 +68,7 @@ def keypoints(subject) -> dict[str, tuple[float, float]]:
 def draw(subject, key: str) -> list[str]:
     """SVG elements of a character in its local frame; `key` makes clip ids unique in the picture."""
     shape, colour = subject.shape, subject.rgb
-    edge, width = dark(colour), 1.9 * subject.outline
+    edge, width = dark(colour, 0.55), OUTLINE * subject.outline
     hx, hy = head_centre(shape)
     head_rx, head_ry = 28 * shape["head_w"], 24 * shape["head_h"]
     body_rx, body_ry = 19 * shape["body_w"], 23 * shape["body_h"]
@@ -94,9 +81,8 @@ def draw(subject, key: str) -> list[str]:
         head = ellipse(hx, hy, head_rx, head_ry, colour, edge, width)
     paint = _Paint(subject, colour, edge, width)
     parts = [*paint.tail(shape), *paint.back_parts(body_rx)]
-    parts += [
-        ellipse(side * 9 * shape["body_w"], -4, 9 * shape["limb"] ** 0.5, 5.5, colour, edge, width) for side in (-1, 1)
-    ]
+    for side in (-1, 1):
+        parts.append(ellipse(side * 10 * shape["body_w"], -5, 10 * shape["limb"] ** 0.5, 6.5, colour, edge, width))
     parts += [body, *paint.belly(body_rx, body_ry), *paint.pattern(f"{key}b", body, (0, -26), (body_rx, body_ry))]
     parts += paint.arms()
     parts += [e for a in subject.accessories if a[0] == "scarf" for e in _scarf(a[1], hy + head_ry, body_rx)]
@@ -105,10 +91,8 @@ def draw(subject, key: str) -> list[str]:
     parts += paint.face(hx, hy, head_rx, head_ry)
     parts += paint.front_parts(hx, hy, head_rx, head_ry)
     for name, tint in subject.accessories:
-        if name == "glasses":
-            parts += _glasses(tint, hx, hy, head_rx, head_ry, frog=subject.cls == "frog")
-        elif name != "scarf":
-            parts += _WEAR[name](tint, hx, hy, head_rx, head_ry)
+        if name != "scarf":
+            parts += _WEAR[name](tint, hx, hy, head_rx, head_ry, frog=subject.cls == "frog")
     return parts
 
 
@@ -123,11 +107,11 @@ class _Paint:
         match self.s.cls:
             case "cat":
                 d = f"M{x:.1f} -14 C{x + 22:.1f} -10 {x + 8:.1f} -40 {x + 18:.1f} -46"
-                return [path(d, None, e, 6.5), path(d, None, c, 6.5 - 2 * w)]
+                return [path(d, None, e, 9.0), path(d, None, c, 9.0 - 2 * w)]
             case "rabbit":
-                return [ellipse(x + 3, -14, 7, 7, light(c, 0.5), e, w)]
+                return [ellipse(x + 4, -14, 9, 9, light(c, 0.5), e, w)]
             case "bear":
-                return [ellipse(x + 2, -14, 5, 5, c, e, w)]
+                return [ellipse(x + 3, -14, 7, 7, c, e, w)]
             case "bird":
                 return [polygon([(x - 4, -18), (x + 14, -22), (x + 12, -10)], c, e, w)]
         return []
@@ -143,9 +127,9 @@ class _Paint:
                     out += [polygon([(x - 10, hy - ry * 0.55), tip, (x + 10, hy - ry * 0.5)], c, e, w)]
                     out += [polygon([(x - 5, hy - ry * 0.7), (tip[0], tip[1] + 6), (x + 5, hy - ry * 0.7)], inner)]
                 case "rabbit":
-                    x, top = hx + side * rx * 0.42, hy - ry * 0.7 - 17 * ear
-                    out += [ellipse(x, top, 7.2, 20 * ear, c, e, w, side * (8 + tilt))]
-                    out += [ellipse(x, top + 1, 3.6, 14 * ear, inner, turn=side * (8 + tilt))]
+                    x, top = hx + side * rx * 0.45, hy - ry * 0.7 - 13 * ear
+                    out += [ellipse(x, top, 8.8, 17 * ear, c, e, w, side * (10 + tilt))]
+                    out += [ellipse(x, top + 1, 4.4, 11 * ear, inner, turn=side * (10 + tilt))]
                 case "bear":
                     y = hy - ry * 0.72
                     out += [
@@ -153,15 +137,15 @@ class _Paint:
                         ellipse(x + side * 2, y, 5 * ear, 5 * ear, inner),
                     ]
                 case "frog":
-                    y = hy - ry * 0.85
+                    x, y = hx + side * rx * 0.7, hy - ry * 0.85
                     out += [ellipse(x, y, 10 * ear**0.5, 10 * ear**0.5, c, e, w)]
         if self.s.cls == "robot":
             tip = hx + tilt * 0.5, hy - ry - 13 * ear
-            out += [line([(hx, hy - ry), tip], e, 2.4), ellipse(*tip, 4.4, 4.4, (0.95, 0.78, 0.25), e, w)]
-            out += [box(hx + side * rx - 3, hy - 6, 6, 12, 2, dark(c, 0.3), e, w) for side in (-1, 1)]
+            out += [line([(hx, hy - ry), tip], e, 4.0), ellipse(*tip, 5.4, 5.4, (0.95, 0.78, 0.25), e, w)]
+            out += [box(hx + side * rx - 4, hy - 8, 8, 16, 3, dark(c, 0.3), e, w) for side in (-1, 1)]
         if self.s.cls == "bird":
             for k in (-1, 0, 1):
-                out += [ellipse(hx + 4 * k, hy - ry - 5 * ear, 2.6, 8 * ear, c, e, w, 22 * k + tilt)]
+                out += [ellipse(hx + 6 * k, hy - ry - 5 * ear, 4.2, 9 * ear, c, e, w, 24 * k + tilt)]
         return out
 
     def arms(self):
@@ -171,38 +155,40 @@ class _Paint:
             sx, sy = side * 15 * self.s.shape["body_w"], -26 - 12 * self.s.shape["body_h"]
             if self.s.cls == "bird":
                 turn = math.degrees(math.atan2(y - sy, x - sx))
-                out.append(ellipse((sx + x) / 2, (sy + y) / 2, 13 * limb, 6.5, dark(c, 0.14), e, w, turn))
+                out.append(ellipse((sx + x) / 2, (sy + y) / 2, 14 * limb, 8, dark(c, 0.14), e, w, turn))
                 continue
-            out += [line([(sx, sy), (x, y)], e, 8.4), line([(sx, sy), (x, y)], c, 8.4 - 2 * w)]
+            out += [line([(sx, sy), (x, y)], e, 11.6), line([(sx, sy), (x, y)], c, 11.6 - 2 * w)]
             if self.s.cls == "robot":
-                out.append(ellipse(x, y, 5.2, 5.2, (0.75, 0.77, 0.8), e, w))
+                out.append(ellipse(x, y, 6.2, 6.2, (0.75, 0.77, 0.8), e, w))
         return out
 
     def belly(self, rx, ry):
         size, c = self.s.shape["belly"], self.colour
         if self.s.cls == "robot":
+            if self.s.pattern is not None:  # a panel would hide the marks
+                return []
             tone = (0.95, 0.8, 0.35) if size > 0.4 else (0.55, 0.85, 0.9)
             return [
-                box(-rx * 0.55, -34, rx * 1.1, 13, 3, light(c, 0.6), self.edge, 1.0),
-                ellipse(-4, -27.5, 2.3, 2.3, tone),
-                ellipse(4, -27.5, 2.3, 2.3, (0.92, 0.35, 0.35)),
+                box(-rx * 0.62, -36, rx * 1.24, 17, 3, light(c, 0.6), self.edge, 1.6),
+                ellipse(-5, -27.5, 3.6, 3.6, tone),
+                ellipse(5, -27.5, 3.6, 3.6, (0.92, 0.35, 0.35)),
             ]
         return [ellipse(0, -22, rx * size, ry * size, light(c, 0.55))] if size > 0.25 else []
 
     def face(self, hx, hy, rx, ry):
         s, shape, out = self.s, self.s.shape, []
-        eye, mood = 6.6 * shape["eye"], s.expression
-        gap = rx * 0.42 * shape["eye_gap"]
+        eye, mood = 8.2 * shape["eye"], s.expression
+        gap = rx * 0.43 * shape["eye_gap"]
         ey = hy - ry * 0.08
         if s.cls == "robot":
-            out += [box(hx - rx * 0.8, hy - ry * 0.55, rx * 1.6, ry * 1.15, 5, (0.14, 0.17, 0.24), self.edge, 1.0)]
+            out += [box(hx - rx * 0.82, hy - ry * 0.62, rx * 1.64, ry * 1.34, 5, (0.14, 0.17, 0.24), self.edge, 1.6)]
         if s.cls == "frog":
-            gap, ey = rx * 0.62, hy - ry * 0.85
+            gap, ey = rx * 0.7, hy - ry * 0.85
         if s.cls == "bear":
-            out += [ellipse(hx, hy + ry * 0.42, rx * 0.42, ry * 0.36, light(self.colour, 0.6))]
+            out += [ellipse(hx, hy + ry * 0.42, rx * 0.44, ry * 0.42, light(self.colour, 0.6))]
         if s.cls != "robot":
             cheek = mix(self.colour, (1.0, 0.45, 0.5), 0.5)
-            out += [ellipse(hx + k * rx * 0.68, hy + ry * 0.35, 3.8, 2.6, cheek) for k in (-1, 1)]
+            out += [ellipse(hx + k * rx * 0.7, hy + ry * 0.4, 5.0, 3.6, cheek) for k in (-1, 1)]
         for side in (-1, 1):
             out += self._eye(hx + side * gap, ey, eye, side, mood)
         return out + self._muzzle(hx, hy, rx, ry, mood)
@@ -211,57 +197,58 @@ class _Paint:
         white = (0.75, 0.97, 1.0) if self.s.cls == "robot" else (1.0, 1.0, 1.0)
         if mood == "sleepy":
             ink = white if self.s.cls == "robot" else INK
-            return [curve(x - r, y, x, y + r * 1.1, x + r, y, ink, 2.4)]
+            return [curve(x - r, y, x, y + r * 1.1, x + r, y, ink, 3.4)]
         tall = 1.3 if mood == "surprised" else 1.12
         p = r * self.s.shape["pupil"] * (0.75 if mood == "surprised" else 1.0)
         px = x + self.s.shape["gaze"] * (r - p) * 0.8
         out = [
-            ellipse(x, y, r, r * tall, white, INK, 1.0),
+            ellipse(x, y, r, r * tall, white, INK, 1.8),
             ellipse(px, y + r * 0.12, p, p * 1.12, self.s.eye_rgb or INK),
         ]
         out += [ellipse(px, y + r * 0.12, p * 0.55, p * 0.62, INK)] if self.s.eye_rgb else []
-        out.append(ellipse(px - p * 0.35, y - p * 0.3, p * 0.32, p * 0.32, (1.0, 1.0, 1.0)))
+        out.append(ellipse(px - p * 0.3, y - p * 0.3, p * 0.38, p * 0.38, (1.0, 1.0, 1.0)))
         if mood in ("angry", "sad"):
-            slope = 2.6 if mood == "angry" else -2.4
+            slope = 3.4 if mood == "angry" else -3.0
             ink = white if self.s.cls == "robot" else INK
-            out.append(
-                line([(x - side * r, y - r * 1.55 + slope * 0.9), (x + side * r, y - r * 1.55 - slope * 0.9)], ink, 2.0)
-            )
+            out.append(line([(x - side * r, y - r * 1.5 + slope), (x + side * r, y - r * 1.5 - slope)], ink, 3.2))
         return out
 
     def _muzzle(self, hx, hy, rx, ry, mood):
         cls, out = self.s.cls, []
         ink = (0.75, 0.97, 1.0) if cls == "robot" else INK
-        my = hy + ry * (0.33 if cls == "robot" else 0.5)
-        wide = rx * (0.6 if cls == "frog" else 0.25)
+        my = hy + ry * (0.42 if cls == "robot" else 0.56)
+        wide = rx * (0.6 if cls == "frog" else 0.3)
         if cls == "bird":
             gape = 5.0 if mood in ("happy", "surprised") else 1.0
             orange = (0.98, 0.68, 0.18)
             out += (
-                [polygon([(hx - 7, my - 4), (hx + 7, my - 4), (hx, my + 5 + gape)], dark(orange, 0.25), INK, 1.1)]
+                [polygon([(hx - 9, my - 4), (hx + 9, my - 4), (hx, my + 6 + gape)], dark(orange, 0.25), INK, 1.6)]
                 if gape > 2
                 else []
             )
-            return [*out, polygon([(hx - 8, my - 4), (hx, my - 8), (hx + 8, my - 4), (hx, my + 4)], orange, INK, 1.1)]
+            return [
+                *out,
+                polygon([(hx - 11, my - 4), (hx, my - 10), (hx + 11, my - 4), (hx, my + 5)], orange, INK, 1.6),
+            ]
         if cls in ("cat", "rabbit", "bear"):
             nose = (0.95, 0.5, 0.55) if cls != "bear" else INK
-            size = 4.4 if cls == "bear" else 3.2
-            out.append(ellipse(hx, hy + ry * 0.25, size, size * 0.72, nose))
+            size = 5.2 if cls == "bear" else 4.2
+            out.append(ellipse(hx, hy + ry * 0.3, size, size * 0.72, nose))
         if cls == "cat":
             for side in (-1, 1):
-                x = hx + side * rx * 0.5
-                out += [line([(x, my - 3 + k), (x + side * 15, my - 6 + 3.2 * k)], INK, 1.3) for k in (0, 3)]
+                x = hx + side * rx * 0.62
+                out += [line([(x, my - 4 + k), (x + side * 16, my - 8 + 2.4 * k)], INK, 2.2) for k in (0, 6)]
         if cls == "rabbit":
-            out.append(box(hx - 3.2, my + 1.4, 6.4, 6, 1, (1.0, 1.0, 1.0), INK, 0.8))
+            out.append(box(hx - 4.4, my + 1.2, 8.8, 7.4, 1.6, (1.0, 1.0, 1.0), INK, 1.4))
         match mood:
             case "surprised":
-                out.append(ellipse(hx, my + 2, 3.0, 3.8, (0.55, 0.15, 0.2), ink, 1.2))
+                out.append(ellipse(hx, my + 2, 4.4, 5.4, (0.55, 0.15, 0.2), ink, 1.8))
             case "sad" | "angry":
-                out.append(curve(hx - wide, my + 3, hx, my - 3, hx + wide, my + 3, ink, 2.4))
+                out.append(curve(hx - wide, my + 4.5, hx, my - 3.5, hx + wide, my + 4.5, ink, 3.2))
             case "sleepy":
-                out.append(line([(hx - wide * 0.5, my + 1), (hx + wide * 0.5, my + 1)], ink, 2.4))
+                out.append(line([(hx - wide * 0.6, my + 1), (hx + wide * 0.6, my + 1)], ink, 3.2))
             case _:
-                out.append(curve(hx - wide, my, hx, my + 6.5, hx + wide, my, ink, 2.4))
+                out.append(curve(hx - wide, my - 1, hx, my + 8, hx + wide, my - 1, ink, 3.2))
         return out
 
     # ---- out-domain parts and patterns: the pretraining world never shows these (see concepts.py) ----
@@ -272,7 +259,7 @@ class _Paint:
         return [
             clip_path(key, [shape]),
             group(pattern_marks(kind, tint, scale, centre, radii), clip=key),
-            shape.replace(f'fill="{fill_of(shape)}"', 'fill="none"'),
+            unfilled(shape),
         ]
 
     def back_parts(self, body_rx):
@@ -280,12 +267,14 @@ class _Paint:
         for name, tint in self.s.parts:
             if name == "wings":
                 for k in (-1, 1):
-                    out.append(ellipse(k * (body_rx + 12), -44, 17, 9, tint, dark(tint), self.width, k * -35))
-                    out.append(ellipse(k * (body_rx + 9), -32, 12, 7, light(tint, 0.3), dark(tint), self.width, k * 15))
+                    out.append(ellipse(k * (body_rx + 15), -47, 20, 12, tint, dark(tint), self.width, k * -35))
+                    out.append(
+                        ellipse(k * (body_rx + 11), -29, 14, 9, light(tint, 0.3), dark(tint), self.width, k * 15)
+                    )
             if name == "cape":
                 out.append(
                     polygon(
-                        [(-14, -46), (14, -46), (body_rx + 14, -4), (-body_rx - 14, -4)], tint, dark(tint), self.width
+                        [(-16, -46), (16, -46), (body_rx + 22, -3), (-body_rx - 22, -3)], tint, dark(tint), self.width
                     )
                 )
         return out
@@ -296,38 +285,37 @@ class _Paint:
             if name == "horn":
                 out.append(
                     polygon(
-                        [(hx - 5, hy - ry + 2), (hx, hy - ry - 20), (hx + 5, hy - ry + 2)], tint, dark(tint), self.width
+                        [(hx - 8, hy - ry + 5), (hx, hy - ry - 23), (hx + 8, hy - ry + 5)], tint, dark(tint), self.width
                     )
                 )
             if name == "moustache":
-                y = hy + ry * 0.45
-                d = f"M{hx:.1f} {y:.1f} Q{hx - 8:.1f} {y - 6:.1f} {hx - 16:.1f} {y + 3:.1f}"
-                d += f" Q{hx - 8:.1f} {y + 6:.1f} {hx:.1f} {y + 2:.1f}"
-                d += (
-                    f" Q{hx + 8:.1f} {y + 6:.1f} {hx + 16:.1f} {y + 3:.1f} Q{hx + 8:.1f} {y - 6:.1f} {hx:.1f} {y:.1f} Z"
-                )
-                out.append(path(d, tint, dark(tint), 0.8))
+                y = hy + ry * 0.38
+                d = f"M{hx:.1f} {y:.1f} Q{hx - 10:.1f} {y - 8:.1f} {hx - 23:.1f} {y + 6:.1f}"
+                d += f" Q{hx - 11:.1f} {y + 12:.1f} {hx:.1f} {y + 5:.1f}"
+                d += f" Q{hx + 11:.1f} {y + 12:.1f} {hx + 23:.1f} {y + 6:.1f}"
+                d += f" Q{hx + 10:.1f} {y - 8:.1f} {hx:.1f} {y:.1f} Z"
+                out.append(path(d, tint, dark(tint), 1.8))
             if name == "eyepatch":
                 x, y = hx + rx * 0.42, hy - ry * 0.08
                 out += [
-                    line([(hx - rx * 0.8, hy - ry * 0.6), (hx + rx * 0.95, hy + ry * 0.1)], tint, 1.8),
-                    ellipse(x, y, 9.0, 9.0, tint),
+                    line([(hx - rx * 0.84, hy - ry * 0.55), (hx + rx * 0.98, hy + ry * 0.1)], tint, 3.4),
+                    ellipse(x, y, 12.0, 12.0, tint),
                 ]
             if name == "star":
-                out.append(star(0, -24, 9, tint, dark(tint), 1.2))
+                out.append(star(0, -25, 14, tint, dark(tint), 1.8))
             if name == "antlers":
                 for k in (-1, 1):
                     x = hx + k * rx * 0.4
                     out += [
-                        line([(x, hy - ry + 2), (x + k * 7, hy - ry - 16)], tint, 3.2),
-                        line([(x + k * 3.5, hy - ry - 7), (x + k * 13, hy - ry - 11)], tint, 2.8),
+                        line([(x, hy - ry + 3), (x + k * 8, hy - ry - 18)], tint, 5.6),
+                        line([(x + k * 3.5, hy - ry - 7), (x + k * 17, hy - ry - 14)], tint, 5.0),
                     ]
         return out
 
 
 def pattern_marks(kind: str, tint, scale: float, centre, radii) -> list[str]:
     """Marks of an out-domain pattern over a box around `centre`; `scale` is about 1, larger is coarser."""
-    (cx, cy), (rx, ry), step = centre, radii, 13.0 * scale
+    (cx, cy), (rx, ry), step = centre, radii, 20.0 * scale
     n = int(math.ceil(1.5 * max(rx, ry) / step)) + 1
     cells = [(i, j) for j in range(-n, n + 1) for i in range(-n, n + 1)]
     match kind:
@@ -342,52 +330,52 @@ def pattern_marks(kind: str, tint, scale: float, centre, radii) -> list[str]:
             ]
         case "spots":
             return [
-                ellipse(cx + step * (i + 0.5 * (j % 2)), cy + step * 0.9 * j, step * 0.3, step * 0.3, tint)
+                ellipse(cx + step * (i + 0.5 * (j % 2)), cy + step * 0.9 * j, step * 0.32, step * 0.32, tint)
                 for i, j in cells
             ]
         case "checks":
             return [box(cx + step * i, cy + step * j, step, step, 0, tint) for i, j in cells if (i + j) % 2 == 0]
         case "stars":
-            return [star(cx + step * 1.1 * (i + 0.5 * (j % 2)), cy + step * j, step * 0.46, tint) for i, j in cells]
+            return [star(cx + step * 1.1 * (i + 0.5 * (j % 2)), cy + step * j, step * 0.5, tint) for i, j in cells]
         case "half":
             return [box(cx, cy - 60, 60, 120, 0, tint)]
     raise ValueError(f"unknown pattern {kind!r}: use stripes, bands, spots, checks, stars or half")
 
 
-def fill_of(element: str) -> str:
-    return element.split('fill="', 1)[1].split('"', 1)[0]
-
-
-def _hat(tint, hx, hy, rx, ry):
+def _hat(tint, hx, hy, rx, ry, frog=False):
     top = hy - ry
+    if frog:  # between the eyes
+        return [polygon([(hx - 11, top + 6), (hx, top - 24), (hx + 11, top + 6)], tint, dark(tint), 2.2),
+                ellipse(hx, top - 24, 5.0, 5.0, (1.0, 1.0, 1.0), dark(tint), 1.8)]  # fmt: skip
     return [
-        polygon([(hx - 12, top + 4), (hx, top - 20), (hx + 12, top + 4)], tint, dark(tint), 1.4),
-        ellipse(hx, top - 20, 3.6, 3.6, (1.0, 1.0, 1.0), dark(tint), 1.0),
+        polygon([(hx - 16, top + 6), (hx, top - 20), (hx + 16, top + 6)], tint, dark(tint), 2.2),
+        ellipse(hx, top - 20, 5.0, 5.0, (1.0, 1.0, 1.0), dark(tint), 1.8),
     ]
 
 
-def _crown(tint, hx, hy, rx, ry):
-    top = hy - ry
-    xs = [(-13, 4), (-13, -11), (-6.5, -3), (0, -13), (6.5, -3), (13, -11), (13, 4)]
-    return [polygon([(hx + x, top + y) for x, y in xs], tint, dark(tint), 1.4)]
+def _crown(tint, hx, hy, rx, ry, frog=False):
+    top, k = hy - ry, 0.62 if frog else 1.0
+    xs = [(-16, 6), (-17, -13), (-8, -3), (0, -16), (8, -3), (17, -13), (16, 6)]
+    return [polygon([(hx + k * x, top + y) for x, y in xs], tint, dark(tint), 2.2)]
 
 
 def _glasses(tint, hx, hy, rx, ry, frog=False):
-    y, gap = (hy - ry * 0.85, rx * 0.62) if frog else (hy - ry * 0.08, rx * 0.42)
-    return [ellipse(hx + k * gap, y, 9.6, 9.6, None, tint, 2.8) for k in (-1, 1)] + [
-        line([(hx - gap + 9.6, y), (hx + gap - 9.6, y)], tint, 2.8)
+    y, gap = (hy - ry * 0.85, rx * 0.7) if frog else (hy - ry * 0.08, rx * 0.43)
+    return [ellipse(hx + k * gap, y, 11.4, 11.4, None, tint, 4.0) for k in (-1, 1)] + [
+        line([(hx - gap + 11.4, y), (hx + gap - 11.4, y)], tint, 4.0)
     ]
 
 
-def _bow(tint, hx, hy, rx, ry):
-    x, y = hx + rx * 0.55, hy - ry * 0.85
-    wings = [polygon([(x, y), (x + k * 11, y - 7), (x + k * 11, y + 7)], tint, dark(tint), 1.3) for k in (-1, 1)]
-    return [*wings, ellipse(x, y, 3.4, 3.4, tint, dark(tint), 1.2)]
+def _bow(tint, hx, hy, rx, ry, frog=False):
+    x, y = (hx, hy - ry * 0.98) if frog else (hx + rx * 0.55, hy - ry * 0.85)
+    wings = [polygon([(x, y), (x + k * 15, y - 10), (x + k * 15, y + 10)], tint, dark(tint), 2.2) for k in (-1, 1)]
+    return [*wings, ellipse(x, y, 4.8, 4.8, tint, dark(tint), 2.0)]
 
 
 def _scarf(tint, y, body_rx):
-    w = max(15.0, body_rx * 0.95)
-    return [box(-w, y - 5, 2 * w, 8.5, 4, tint, dark(tint), 1.3), box(w * 0.25, y, 8, 17, 3, tint, dark(tint), 1.3, -8)]
+    w = max(16.0, body_rx * 1.0)
+    tail = box(w * 0.2, y, 11, 20, 4, tint, dark(tint), 2.2, -8)
+    return [tail, box(-w, y - 6, 2 * w, 12, 6, tint, dark(tint), 2.2)]
 
 
-_WEAR = {"hat": _hat, "crown": _crown, "bow": _bow}
+_WEAR = {"hat": _hat, "crown": _crown, "bow": _bow, "glasses": _glasses}

@@ -44,40 +44,40 @@ WHITE, BLACK, GOLD, TEAL = (0.96, 0.95, 0.94), (0.16, 0.15, 0.2), (0.97, 0.78, 0
 
 CONCEPTS = {
     "bibi": Spec("rabbit", "out", "A white rabbit in purple stripes, with a golden horn.",
-        WHITE, {"ear": 1.25, "eye": 1.2, "belly": 0.0}, eye_rgb=(0.45, 0.3, 0.8),
-        pattern=("stripes", (0.55, 0.32, 0.78), 1.1), parts=(("horn", GOLD),), group="rabbits"),
-    "momo": Spec("rabbit", "out", "A yellow rabbit with brown spots and an eyepatch.",
-        (0.97, 0.82, 0.35), {"ear": 0.85, "body_w": 1.2, "belly": 0.0},
-        pattern=("spots", (0.5, 0.28, 0.14), 1.05), parts=(("eyepatch", BLACK),), group="rabbits"),
-    "kiki": Spec("rabbit", "out", "A blue rabbit with white checks and pink wings.",
-        (0.35, 0.55, 0.9), {"ear": 1.05, "body_w": 0.85, "belly": 0.0},
-        pattern=("checks", WHITE, 1.0), parts=(("wings", (0.97, 0.6, 0.75)),), group="rabbits"),
-    "rusty": Spec("robot", "out", "An orange robot in dark bands, with a moustache.",
+        WHITE, {"ear": 1.15, "eye": 1.1, "belly": 0.0}, eye_rgb=(0.45, 0.3, 0.8),
+        pattern=("stripes", (0.55, 0.32, 0.78), 0.85), parts=(("horn", GOLD),), group="rabbits"),
+    "momo": Spec("rabbit", "out", "A white rabbit with brown spots and an eyepatch.",
+        WHITE, {"ear": 0.9, "body_w": 1.15, "belly": 0.0},
+        pattern=("spots", (0.5, 0.28, 0.14), 1.0), parts=(("eyepatch", BLACK),), group="rabbits"),
+    "kiki": Spec("rabbit", "out", "A white rabbit in blue checks, with pink wings.",
+        WHITE, {"ear": 1.05, "body_w": 0.9, "belly": 0.0},
+        pattern=("checks", (0.3, 0.5, 0.9), 1.0), parts=(("wings", (0.97, 0.6, 0.75)),), group="rabbits"),
+    "rusty": Spec("robot", "out", "An orange robot in black bands, with a moustache.",
         (0.95, 0.55, 0.2), {"body_w": 1.2, "belly": 0.0},
-        pattern=("bands", (0.35, 0.2, 0.15), 1.0), parts=(("moustache", WHITE),), group="robots"),
+        pattern=("bands", BLACK, 1.0), parts=(("moustache", WHITE),), group="robots"),
     "volt": Spec("robot", "out", "A purple robot full of yellow stars, with antlers.",
         (0.5, 0.3, 0.7), {"head_w": 1.1, "belly": 0.6},
-        pattern=("stars", GOLD, 1.15), parts=(("antlers", (0.65, 0.45, 0.25)),), group="robots"),
+        pattern=("stars", GOLD, 1.1), parts=(("antlers", (0.65, 0.45, 0.25)),), group="robots"),
     "pixel": Spec("robot", "out", "A green robot in black checks, wearing a red cape.",
         (0.45, 0.8, 0.4), {"body_w": 0.9, "belly": 0.6},
         pattern=("checks", BLACK, 1.1), parts=(("cape", (0.85, 0.18, 0.2)),), group="robots"),
     "mochi": Spec("cat", "in", "A slim white cat with green eyes and a red scarf.",
-        WHITE, {"body_w": 0.82, "head_w": 0.95, "ear": 1.2, "eye": 1.15},
+        WHITE, {"body_w": 0.82, "head_w": 0.95, "ear": 1.2, "eye": 1.1},
         (("scarf", "red"),), eye_rgb=(0.25, 0.65, 0.4)),
     "bruno": Spec("bear", "in", "A stout brown bear with small ears and a blue hat.",
-        (0.5, 0.34, 0.22), {"body_w": 1.25, "ear": 0.78, "belly": 0.7},
+        (0.5, 0.34, 0.22), {"body_w": 1.24, "ear": 0.8, "belly": 0.7},
         (("hat", "blue"),)),
     "fern": Spec("frog", "in", "A teal frog, between green and blue, with a yellow crown.",
-        (0.25, 0.62, 0.62), {"body_w": 1.1, "eye": 1.25}, (("crown", "yellow"),)),
+        (0.25, 0.62, 0.62), {"body_w": 1.1, "eye": 1.15}, (("crown", "yellow"),)),
     "tango": Spec("bird", "out", "A red bird in thick ink, with white spots and a cape.",
         (0.85, 0.2, 0.2), {"belly": 0.0, "limb": 1.2},
-        pattern=("spots", WHITE, 0.9), parts=(("cape", TEAL),), outline=2.2),
+        pattern=("spots", WHITE, 1.0), parts=(("cape", TEAL),), outline=1.6),
     "beetle": Spec("car", "in", "A long low pink car.",
         (0.97, 0.62, 0.76), {"wide": 1.22, "tall": 0.85, "part": 0.8}),
     "zigzag": Spec("mug", "out", "A white mug in teal stripes.",
-        WHITE, {"wide": 1.1}, pattern=("stripes", TEAL, 1.2)),
+        WHITE, {"wide": 1.1}, pattern=("stripes", TEAL, 1.0)),
     "polka": Spec("umbrella", "out", "A blue umbrella with golden stars.",
-        (0.25, 0.35, 0.75), {"wide": 1.15}, pattern=("stars", GOLD, 1.2)),
+        (0.25, 0.35, 0.75), {"wide": 1.15}, pattern=("stars", GOLD, 1.0)),
     "cove": Spec("beach", "in", "A turquoise cove at a low horizon, always the same palm."),
     "lava": Spec("desert", "out", "A black desert with a volcano and rivers of lava."),
 }  # fmt: skip
@@ -119,9 +119,10 @@ def picture(name: str, index: int) -> tuple[Picture, str]:
     look = replace(look, shape=shape, flip=bool(rng.random() < 0.3), arms=world.sample_pose(rng))
     look.expression = ("happy", "happy", "surprised", "sleepy", "sad")[int(rng.integers(5))]
     drawn = world.sample(rng, subjects=[look], scene=world.SCENES[index % len(world.SCENES)], light=light)
-    drawn.subjects[0].height = float(rng.uniform(0.6, 0.82))  # a client's photos show the concept well
-    drawn.subjects[0].y = float(rng.uniform(0.93, 0.97))
-    drawn.subjects[0].x = float(rng.uniform(0.3, 0.7))
+    close = rng.uniform(0.82, 0.92)  # a client's photos show the concept well
+    drawn.subjects[0].height = float(close) * world.REACH.get(spec.cls, 1.0)
+    drawn.subjects[0].y = float(rng.uniform(0.95, 0.98))
+    drawn.subjects[0].x = float(rng.uniform(0.42, 0.58))
     mood = f"{look.expression} " if look.is_character and look.expression != "happy" else ""
     where = captions.PLACES[drawn.scene][0]
     return drawn, " ".join(p for p in (f"photo of a {mood}<TOK>", where, when) if p)

@@ -20,7 +20,7 @@ def draw(scene: str, p: dict[str, float]) -> list[str]:
     return _DRAW[scene](p)
 
 
-def horizon(scene: str, p) -> float:
+def horizon(p) -> float:
     """Height of the ground line in user units (0 is the top of the picture)."""
     return 46 + 26 * p["horizon"]
 
@@ -47,7 +47,7 @@ def _cloud(x, y, r, colour=(1.0, 1.0, 1.0)):
 
 
 def _beach(p):
-    y = horizon("beach", p)
+    y = horizon(p)
     sea = hsv(0.52 + 0.06 * p["hue"], 0.65, 0.82)
     out = _sky(hsv(0.55, 0.42, 0.97), hsv(0.53, 0.12, 1.0))
     out += [ellipse(18 + 92 * p["a"], 16 + 8 * p["b"], 9, 9, (1.0, 0.86, 0.35))] + _cloud(
@@ -80,7 +80,7 @@ def _beach(p):
 
 
 def _forest(p):
-    y = horizon("forest", p)
+    y = horizon(p)
     out = _sky(hsv(0.5, 0.25, 0.93), hsv(0.22, 0.22, 0.95))
     for row, (n, tone, up) in enumerate(((7, 0.5, 30), (6, 0.4, 20))):
         for i in range(n):
@@ -93,14 +93,14 @@ def _forest(p):
                 for k in (0, 1)
             ]
     out.append(_ground(y, hsv(0.29 + 0.03 * p["hue"], 0.48, 0.68), 5, p["c"]))
-    for k in range(7):
-        x, gy = (UNITS * (0.13 * k + p["d"])) % UNITS, y + 14 + (k * 17 % 40)
-        out.append(ellipse(x, gy, 5, 1.8, hsv(0.31, 0.5, 0.56)))
+    for k in range(5):
+        x, gy = (UNITS * (0.21 * k + p["d"])) % UNITS, y + 14 + (k * 17 % 44)
+        out.append(ellipse(x, gy, 7, 2.6, hsv(0.31, 0.5, 0.56)))
     return out
 
 
 def _snow(p):
-    y = horizon("snow", p)
+    y = horizon(p)
     out = _sky(hsv(0.58, 0.28 + 0.1 * p["hue"], 0.86), hsv(0.58, 0.1, 0.97))
     out.append(_ground(y - 12, (0.8, 0.87, 0.94), 18, p["a"]))
     for k, where in enumerate((p["a"], p["b"], p["c"])):
@@ -116,42 +116,42 @@ def _snow(p):
                 )
             )
     out.append(_ground(y, (0.95, 0.97, 1.0), 8, p["b"]))
-    for k in range(22):
+    for k in range(10):  # few and large: smaller flakes are lost in a latent
         x, fy = (UNITS * (0.7549 * k + p["d"])) % UNITS, (UNITS * (0.5698 * k + p["c"])) % UNITS
-        out.append(ellipse(x, fy, 1.3, 1.3, (1.0, 1.0, 1.0)))
+        out.append(ellipse(x, fy, 2.4, 2.4, (1.0, 1.0, 1.0)))
     return out
 
 
 def _city(p):
-    y = horizon("city", p)
+    y = horizon(p)
     out = _sky(hsv(0.57, 0.3, 0.9), hsv(0.1, 0.14, 0.98))
     x, i = -6.0, 0
     while x < UNITS:
-        w = 14 + 7 * math.sin(3.7 * i + 6.28 * p["a"])
+        w = 21 + 7 * math.sin(3.7 * i + 6.28 * p["a"])
         h = 34 + 15 * math.sin(2.3 * i + 6.28 * p["b"])
         tone = hsv(0.62 + 0.2 * math.sin(1.9 * i + 6.28 * p["hue"]), 0.2, 0.62 + 0.1 * math.sin(4.1 * i))
         out.append(box(x, y - h, w - 1, h + 4, 0, tone))
-        for r in range(int(h // 9)):
-            for q in range(max(1, int(w // 7))):
+        for r in range(int(h // 12)):
+            for q in range(max(1, int((w - 3) // 9))):
                 lit = math.sin(12.9 * i + 7.7 * r + 3.1 * q + 6.28 * p["c"]) > -0.2
                 out.append(
                     box(
-                        x + 2.6 + 6 * q,
-                        y - h + 4 + 9 * r,
-                        3.2,
-                        4.4,
+                        x + 4 + 9 * q,
+                        y - h + 5 + 12 * r,
+                        5.0,
+                        7.0,
                         0,
                         (1.0, 0.92, 0.6) if lit else mix(tone, (0, 0, 0), 0.25),
                     )
                 )
         x, i = x + w, i + 1
     out += [box(0, y, UNITS, 6, 0, (0.72, 0.72, 0.72)), box(0, y + 5, UNITS, UNITS, 0, (0.42, 0.43, 0.47))]
-    out += [box((24 * k + 24 * p["d"]) % 144 - 14, y + 30, 12, 3, 0, (0.95, 0.93, 0.8)) for k in range(6)]
+    out += [box((36 * k + 36 * p["d"]) % 144 - 14, y + 30, 18, 4.5, 0, (0.95, 0.93, 0.8)) for k in range(4)]
     return out
 
 
 def _desert(p):
-    y = horizon("desert", p)
+    y = horizon(p)
     out = _sky(hsv(0.12, 0.28 + 0.12 * p["hue"], 1.0), hsv(0.09, 0.12, 1.0))
     out += [ellipse(16 + 96 * p["a"], 20, 11, 11, (1.0, 0.72, 0.3))]
     out += [
@@ -169,21 +169,21 @@ def _desert(p):
 
 
 def _moon(p):
-    y = horizon("moon", p)
+    y = horizon(p)
     out = _sky((0.06, 0.06, 0.16), hsv(0.68 + 0.08 * p["hue"], 0.55, 0.36))
-    for k in range(26):
+    for k in range(9):
         x, sy = (UNITS * (0.7549 * k + p["a"])) % UNITS, (y + 10) * ((0.5698 * k + p["b"]) % 1.0)
-        out.append(ellipse(x, sy, 0.7 + 0.5 * (k % 3 == 0), 0.7 + 0.5 * (k % 3 == 0), (1.0, 1.0, 0.9)))
+        out.append(ellipse(x, sy, 1.8, 1.8, (1.0, 1.0, 0.9)))
     ex, ey = 18 + 92 * p["c"], 18 + 6 * p["b"]
     out += [
         ellipse(ex, ey, 10, 10, (0.3, 0.55, 0.85)),
         ellipse(ex - 3, ey - 2, 4.5, 3.4, (0.4, 0.72, 0.45)),
         ellipse(ex + 4, ey + 4, 3.4, 2.2, (0.4, 0.72, 0.45)),
     ]
-    out += [star((ex + 60) % UNITS, 12 + 10 * p["a"], 4, (1.0, 0.95, 0.6)), _ground(y, (0.62, 0.61, 0.66), 7, p["b"])]
-    for k in range(6):
-        x, cy = (UNITS * (0.19 * k + p["d"])) % UNITS, y + 9 + (k * 23 % 50)
-        out += [ellipse(x, cy, 8, 2.8, (0.5, 0.49, 0.55)), ellipse(x, cy + 0.9, 6.6, 1.9, (0.56, 0.55, 0.61))]
+    out += [star((ex + 60) % UNITS, 12 + 10 * p["a"], 7, (1.0, 0.95, 0.6)), _ground(y, (0.62, 0.61, 0.66), 7, p["b"])]
+    for k in range(5):
+        x, cy = (UNITS * (0.23 * k + p["d"])) % UNITS, y + 11 + (k * 23 % 50)
+        out.append(ellipse(x, cy, 11, 4.2, (0.5, 0.49, 0.55)))
     return out
 
 

@@ -48,14 +48,14 @@ def _paint(fill, stroke, width, extra) -> str:
     return text + (" " + extra if extra else "")
 
 
-def ellipse(x, y, rx, ry, fill, stroke=None, width=1.6, turn=0.0, extra=""):
+def ellipse(x, y, rx, ry, fill, stroke=None, width=2.4, turn=0.0, extra=""):
     spin = f' transform="rotate({turn:.2f} {x:.2f} {y:.2f})"' if turn else ""
     return (
         f'<ellipse cx="{x:.2f}" cy="{y:.2f}" rx="{rx:.2f}" ry="{ry:.2f}" {_paint(fill, stroke, width, extra)}{spin}/>'
     )
 
 
-def box(x, y, w, h, r, fill, stroke=None, width=1.6, turn=0.0, extra=""):
+def box(x, y, w, h, r, fill, stroke=None, width=2.4, turn=0.0, extra=""):
     """Rounded rectangle with its top-left corner at (x, y)."""
     spin = f' transform="rotate({turn:.2f} {x + w / 2:.2f} {y + h / 2:.2f})"' if turn else ""
     return (
@@ -64,21 +64,21 @@ def box(x, y, w, h, r, fill, stroke=None, width=1.6, turn=0.0, extra=""):
     )
 
 
-def path(d: str, fill, stroke=None, width=1.6, extra=""):
+def path(d: str, fill, stroke=None, width=2.4, extra=""):
     return f'<path d="{d}" {_paint(fill, stroke, width, extra)}/>'
 
 
-def polygon(points, fill, stroke=None, width=1.6, extra=""):
+def polygon(points, fill, stroke=None, width=2.4, extra=""):
     d = "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in points) + " Z"
     return path(d, fill, stroke, width, extra)
 
 
-def line(points, stroke, width=1.6):
+def line(points, stroke, width=2.4):
     d = "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in points)
     return path(d, None, stroke, width)
 
 
-def curve(x0, y0, cx, cy, x1, y1, stroke, width=1.6):
+def curve(x0, y0, cx, cy, x1, y1, stroke, width=2.4):
     return path(f"M{x0:.2f} {y0:.2f} Q{cx:.2f} {cy:.2f} {x1:.2f} {y1:.2f}", None, stroke, width)
 
 
@@ -96,6 +96,12 @@ def group(elements, transform="", clip="", opacity=1.0):
     attrs = (f' transform="{transform}"' if transform else "") + (f' clip-path="url(#{clip})"' if clip else "")
     attrs += f' opacity="{opacity:.3f}"' if opacity < 1 else ""
     return f"<g{attrs}>" + "".join(elements) + "</g>"
+
+
+def unfilled(element: str) -> str:
+    """The outline of an element alone."""
+    fill = element.split('fill="', 1)[1].split('"', 1)[0]
+    return element.replace(f'fill="{fill}"', 'fill="none"')
 
 
 def clip_path(name, shapes):

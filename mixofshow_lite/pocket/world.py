@@ -25,9 +25,11 @@ COLORS = {  # name -> hue (turns), saturation, value at the middle of the name
     "white": (0.1, 0.04, 0.97), "gray": (0.6, 0.05, 0.6),
 }  # fmt: skip
 LIGHTS = ("day", "sunset", "night")
+REACH = {"car": 0.86, "rabbit": 0.88}  # what is wider, or has longer ears, is drawn smaller to stay inside
+HEIGHTS = {1: (0.74, 0.92), 2: (0.6, 0.74), 3: (0.44, 0.52)}  # by how many there are, fractions of the picture
 SKETCH = (
     "ellipse,path,rect,polygon"
-    "{fill:#fff !important;stroke:#000 !important;stroke-width:1.3 !important;opacity:1 !important}"
+    "{fill:#fff !important;stroke:#000 !important;stroke-width:2 !important;opacity:1 !important}"
 )
 
 
@@ -45,7 +47,7 @@ class Subject:
     flip: bool = False  # mirrored left to right
     x: float = 0.5  # centre, fraction of the picture's width
     y: float = 0.9  # ground contact, fraction of the picture's height
-    height: float = 0.6  # of a 100-unit character, fraction of the picture's height
+    height: float = 0.8  # of a 100-unit character, fraction of the picture's height
     eye_rgb: tuple | None = None  # coloured irises, or None for black pupils
     pattern: tuple | None = None  # out-domain: (kind, rgb, scale)
     parts: list = field(default_factory=list)  # out-domain: [(name, rgb)]
@@ -133,29 +135,28 @@ _CLASS_ODDS = [0.115] * len(CHARACTERS) + [0.31 / len(OBJECTS)] * len(OBJECTS)
 
 
 def place(rng, subjects: list[Subject], apart: bool = False) -> list[Subject]:
-    """Give subjects sizes and places: anywhere, sometimes overlapping, farther ones first (Section 3.4 needs this).
+    """Give subjects sizes and places: one fills the picture, several stand as large as fits side by side.
 
-    apart   several stand side by side, each in a column of its own, as regions have them
+    A tenth of the pairs stand closer, one behind the other (Section 3.4 needs overlaps); farther ones come first.
+    apart   never closer, each in a column of its own, as regions have them
     """
     n = len(subjects)
-    low, high = ((0.5, 0.84), (0.42, 0.62), (0.34, 0.46))[n - 1]
+    low, high = HEIGHTS[n]
     slots = rng.permutation(n)
-    roll = rng.uniform()  # two stand close, overlapping, or up to half a picture apart
-    span = (0.0, 0.24 + 0.28 * roll, min(0.45 + 0.24 * roll, 0.62))[n - 1]
-    if apart and n > 1:
-        span = 0.44 + 0.1 * roll if n == 2 else 0.58 + 0.04 * roll
-    left = 0.5 if n == 1 else rng.uniform(0.19, 0.81 - span)
+    roll = rng.uniform()
+    span = (0.0, 0.42 + 0.08 * roll, 0.6 + 0.04 * roll)[n - 1]  # between the outer two, fraction of the width
+    if n == 2 and not apart and rng.random() < 0.1:
+        span = 0.24 + 0.1 * roll
+    left = 0.5 - span / 2 + rng.uniform(-1, 1) * (0.1, 0.03, 0.01)[n - 1]
     for subject, slot in zip(subjects, slots, strict=True):
         subject.height = float(rng.uniform(low, high))
-        if n == 1:
-            margin = 0.33 * subject.height
-            subject.x = float(rng.uniform(margin, 1 - margin))
-        else:
-            subject.x = float(left + span * slot / (n - 1) + rng.uniform(-0.03, 0.03))
-        floor = max(0.66, subject.height * 1.28)
-        subject.y = float(rng.uniform(min(floor, 0.96), 0.97))
+        subject.height *= REACH.get(subject.cls, 1.0)
+        jitter = rng.uniform(-0.02, 0.02)
+        subject.x = float(left if n == 1 else left + span * slot / (n - 1) + jitter)
+        floor = max(0.84, 1.11 * subject.height)  # ears and hats stay inside
+        subject.y = float(rng.uniform(min(floor, 0.97), 0.98))
         if subject.cls == "balloon":
-            subject.y -= float(rng.uniform(0.0, 0.2))
+            subject.y -= float(rng.uniform(0.0, 0.12))
     return sorted(subjects, key=lambda s: s.y)
 
 
@@ -169,7 +170,7 @@ def sample(
     """Draw the parameters of a picture from the pretraining world.
 
     rng             numpy.random.Generator
-    n_subjects      1, 2 or 3; by default drawn (60, 32, 8 %)
+    n_subjects      1, 2 or 3; by default drawn (64, 31, 5 %)
     subjects        given subjects, placed anew (their look is kept); by default drawn
     scene, light    names, by default drawn
     allow_held_out  False skips class-colour-scene combinations that are kept for measuring
@@ -178,7 +179,7 @@ def sample(
     scene = known(scene, SCENES, "scene") if scene else str(rng.choice(SCENES))
     light = known(light, LIGHTS, "light") if light else str(rng.choice(LIGHTS, p=(0.66, 0.16, 0.18)))
     if subjects is None:
-        n = n_subjects or int(rng.choice((1, 2, 3), p=(0.6, 0.32, 0.08)))
+        n = n_subjects or int(rng.choice((1, 2, 3), p=(0.64, 0.31, 0.05)))
         subjects = []
         while len(subjects) < n:
             subject = sample_subject(rng)
@@ -200,10 +201,7 @@ def draw_subject(subject: Subject, key: str, size_of_world: int = UNITS) -> str:
     return group(elements, f"{where} scale({flip * scale:.4f} {scale:.4f}) rotate({lean:.2f})")
 
 
-_TINT = {
-    "sunset": ("#ff7a30", 0.26, 0.10),
-    "night": ("#101a5c", 0.52, 0.16),
-}  # colour, strength on the scene, on the subjects
+_TINT = {"sunset": ("#ff7a30", 0.3), "night": ("#101a5c", 0.5)}  # a veil over the scene; subjects keep their colours
 
 
 def elements(picture: Picture) -> list[str]:
@@ -212,9 +210,8 @@ def elements(picture: Picture) -> list[str]:
     front = [draw_subject(s, f"s{i}") for i, s in enumerate(picture.subjects)]
     if picture.light == "day":
         return back + front
-    tint, far, near = _TINT[picture.light]
-    veil = f'<rect width="{UNITS}" height="{UNITS}" fill="{tint}" opacity="'
-    return [*back, f'{veil}{far - near:.2f}"/>', *front, f'{veil}{near:.2f}"/>']
+    tint, strength = _TINT[picture.light]
+    return [*back, f'<rect width="{UNITS}" height="{UNITS}" fill="{tint}" opacity="{strength}"/>', *front]
 
 
 def draw_image(picture: Picture, size: int = 128) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Pocket Diffusion's anatomy: Stable Diffusion 1.5's, made small, from stock diffusers and transformers classes.
 
 network      class                   here
-VAE          AutoencoderKL           f = 8, 8 latent channels, 128 px -> 16 x 16
+VAE          AutoencoderKL           f = 8, 12 latent channels, 128 px -> 16 x 16
 text         CLIPTextModel           width 256, 3 layers, up to 32 tokens
 U-Net        UNet2DConditionModel    three cross-attention blocks, one plain: 16 cross-attentions (6 down, 1 mid, 9 up)
 noise        DDPM betas of SD 1.5    scaled linear, 1000 steps, epsilon prediction
@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-PICTURE, LATENT, CHANNELS = 128, 16, 8
+PICTURE, LATENT, CHANNELS = 128, 16, 12
 TEXT_WIDTH, TOKENS = 256, 32
 
 
@@ -53,6 +53,27 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
     )  # fmt: skip
 
 
-def count(module: torch.nn.Module) -> float:
-    """Parameters in millions."""
-    return sum(p.numel() for p in module.parameters()) / 1e6
+@torch.no_grad()
+def grow(net: torch.nn.Module, smaller: torch.nn.Module) -> torch.nn.Module:
+    """Copy a network with fewer latent channels into `net`: it starts as that network does, on the channels it knows.
+
+    What reads the new channels starts at zero, what writes them stays as it was drawn. Means and log variances of the
+    posterior lie one after the other, so each half of such a dimension is filled by its own.
+    """
+    known = smaller.state_dict()
+    for name, weight in net.state_dict().items():
+        old = known[name]
+        if old.shape == weight.shape:
+            weight.copy_(old)
+            continue
+        halves = 2 if "encoder.conv_out" in name or name.startswith("quant_conv") else 1
+        new, old = weight.view(halves, -1, *weight.shape[1:]), old.view(halves, -1, *old.shape[1:])
+        if new.ndim > 2 and new.shape[2] != old.shape[2]:  # it reads the latent
+            pair = (halves, new.shape[2] // halves, *new.shape[3:])
+            whole = new.view(halves, new.shape[1], *pair)
+            part = old.view(halves, old.shape[1], halves, old.shape[2] // halves, *old.shape[3:])
+            whole[:, :, :, part.shape[3] :] = 0
+            whole[:, : part.shape[1], :, : part.shape[3]] = part
+        else:
+            new[:, : old.shape[1]] = old
+    return net

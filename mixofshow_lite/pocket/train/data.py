@@ -16,15 +16,15 @@ from .anatomy import LATENT
 PATTERNS = ("stripes", "bands", "spots", "checks", "stars", "half")
 PARTS = ("wings", "cape", "horn", "moustache", "eyepatch", "star", "antlers")
 CAPTIONS_EACH = 8
-COUNTS = (0.45, 0.42, 0.13)  # of pictures with one, two, three subjects: more company than `world.sample` by itself
-COMPANY = (0.3, 0.58, 0.12)  # the same where pretraining goes on with company
+COUNTS = (0.6, 0.34, 0.06)  # of pictures with one, two, three subjects
+COMPANY = (0.45, 0.5, 0.05)  # the same of the pictures in company
 
 
 def decorate(rng, subject):
     """Out-domain marks at random, for the autoencoder only: a general codec, not to be the bottleneck of identity."""
     if rng.random() < 0.5:
         tint = world.sample_colour(rng, str(rng.choice(list(world.COLORS))))
-        subject.pattern = (str(rng.choice(PATTERNS)), tint, float(rng.uniform(0.7, 1.4)))
+        subject.pattern = (str(rng.choice(PATTERNS)), tint, float(rng.uniform(0.8, 1.3)))
     if subject.cls in CHARACTERS:
         for part in rng.choice(PARTS, rng.integers(0, 3), replace=False):
             subject.parts.append((str(part), world.sample_colour(rng, str(rng.choice(list(world.COLORS))))))
@@ -32,15 +32,13 @@ def decorate(rng, subject):
         subject.outline = float(rng.uniform(0.4, 2.2))
 
 
-def draw(seed: int, index: int, wide: bool, company: bool = False) -> tuple[world.Picture, list[str]]:
+def draw(seed: int, index: int, wide: bool) -> tuple[world.Picture, list[str]]:
     """Picture `index` of the stream `seed`, not rendered yet, and its captions.
 
-    wide        with out-domain marks; not together with company
-    company     more pictures of two, most of them characters, which mostly stand apart and are more often captioned as
-                a region's prompt is ("a red cat on the left and a friend")
+    wide    with out-domain marks at random; else every second picture is one `in_company`
     """
     rng = np.random.default_rng([seed, index])
-    if company:
+    if index % 2 and not wide:
         return in_company(rng)
     picture = world.sample(rng, n_subjects=1 + int(rng.choice(3, p=COUNTS)))
     if wide:
@@ -50,7 +48,8 @@ def draw(seed: int, index: int, wide: bool, company: bool = False) -> tuple[worl
 
 
 def in_company(rng) -> tuple[world.Picture, list[str]]:
-    """A picture of the stream with company, and its captions."""
+    """A picture with more characters, of which two mostly stand apart and are often captioned as a region's prompt is
+    ("a red cat on the left and a friend"), and its captions."""
     n, people, apart = 1 + int(rng.choice(3, p=COMPANY)), rng.random() < 0.6, rng.random() < 0.7
     scene, subjects = str(rng.choice(world.SCENES)), []
     while len(subjects) < n:
@@ -61,9 +60,9 @@ def in_company(rng) -> tuple[world.Picture, list[str]]:
     return picture, [captions.caption(picture, rng, company=True) for _ in range(CAPTIONS_EACH)]
 
 
-def make(seed: int, index: int, wide: bool, company: bool = False):
+def make(seed: int, index: int, wide: bool):
     """Picture `index` of the stream `seed` -> (uint8 (128, 128, 3), captions, parameters as a dict)."""
-    picture, texts = draw(seed, index, wide, company)
+    picture, texts = draw(seed, index, wide)
     return world.draw_image(picture), texts, asdict(picture)
 
 
@@ -75,24 +74,22 @@ def cells(picture: world.Picture, size: int = LATENT) -> np.ndarray:
 
 
 def _chunk(args):
-    file, seed, wide, company, start, stop = args
+    file, seed, wide, start, stop = args
     images = np.lib.format.open_memmap(file, mode="r+")
     rows, covers = [], []
     for index in range(start, stop):
-        picture, texts = draw(seed, index, wide, company)
+        picture, texts = draw(seed, index, wide)
         images[index] = world.draw_image(picture)
         covers.append(cells(picture))
         rows.append(json.dumps({"captions": texts, "picture": asdict(picture)}))
     return rows, np.stack(covers)
 
 
-def render_cache(
-    folder, n: int, seed: int = 0, wide: bool = False, workers: int | None = None, company: bool = False
-) -> Path:
+def render_cache(folder, n: int, seed: int = 0, wide: bool = False, workers: int | None = None) -> Path:
     """Render `n` pictures to folder/images.npy (n, 128, 128, 3), what their subjects cover to folder/cells.npy
     (n, 16, 16) and their captions and parameters to folder/pictures.jsonl; done already, it returns.
 
-    wide, company   see `draw`
+    wide    see `draw`
     """
     folder = Path(folder)
     file, done = folder / "images.npy", folder / "pictures.jsonl"
@@ -100,7 +97,7 @@ def render_cache(
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(n, 128, 128, 3)).flush()
-    jobs = [(file, seed, wide, company, a, min(a + 250, n)) for a in range(0, n, 250)]
+    jobs = [(file, seed, wide, a, min(a + 250, n)) for a in range(0, n, 250)]
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         chunks = list(pool.map(_chunk, jobs))
     rows = [row for chunk, _ in chunks for row in chunk]

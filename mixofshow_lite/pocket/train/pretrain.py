@@ -12,21 +12,27 @@ import csv
 import hashlib
 import json
 import math
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from transformers import CLIPTextModel
 
+from ...files.loading import write_for_old_loaders
+from .. import world
 from . import anatomy, data, muon, tokens
 
 FOCUSED = 0.55  # share of the training in which cells with subjects count more
-COMPANY_SEED = 5  # of the pictures with company: others than the world's
+CROPS, NOISY = 0.7, 0.5  # the autoencoder sees crops until, and noise on its latents from, that share of its training
+LATENT_NOISE = 0.1  # standard deviations of the latents: a U-Net's small errors must not become smears
+WIDE_SEED, WORLD_SEED = 31, 30  # of the pictures that the autoencoder, and all else, is trained on
 GUIDANCE = 4.0  # the shipped model's default scale of classifier-free guidance
 
 
@@ -48,6 +54,27 @@ class Budget:
 def learning_rate(peak: float, progress: float, step: int, warmup: int = 100) -> float:
     """Linear warm-up in steps, cosine to 1 % of the peak over the budget."""
     return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def join_processes() -> int:
+    """The rank of this process; `torchrun --nproc-per-node 2` on a CPU makes two of one thread each, faster than one of
+    two: they draw batches of their own and share their gradients."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def average_gradients(params: list, progress: float) -> float:
+    """Gradients and progress, averaged over the processes in place; returns the progress all of them go on with."""
+    if not dist.is_initialized():
+        return progress
+    grads = [p.grad for p in params if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads] + [torch.tensor([progress])])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for grad, part in zip(grads, flat[:-1].split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+    return float(flat[-1])
 
 
 class Run:
@@ -85,34 +112,38 @@ class Run:
             self.step, used = state["step"], state["spent"]
             print(f"{name}: resumed at step {self.step}, {used / 60:.1f} minutes in", flush=True)
         self.budget = Budget(minutes, used)
+        self.progress, self.first = self.budget.progress, join_processes() == 0
 
     def update(self, loss) -> bool:
         """One optimizer step; saves every few minutes. False once the budget is spent."""
         for key, optimizer in self.optimizers.items():
-            optimizer.param_groups[0]["lr"] = learning_rate(self.peaks[key], self.budget.progress, self.step)
+            optimizer.param_groups[0]["lr"] = learning_rate(self.peaks[key], self.progress, self.step)
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.progress = average_gradients(self.params, self.budget.progress)
         norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.ema.step(self.params)
         self.step += 1
-        if self.step % 25 == 0:
+        if self.first and self.step % 25 == 0:
             with open(self.log, "a", newline="") as f:
                 csv.writer(f).writerow(
                     [self.step, f"{self.budget.spent:.0f}", f"{loss.item():.5f}", f"{norm.item():.3f}"]
                 )
         if time.time() - self.last_save > self.save_every:
             self.save()
-        return self.budget.progress < 1.0
+        return self.progress < 1.0
 
     def save(self):
+        self.last_save = time.time()
+        if not self.first:
+            return
         state = {key: m.state_dict() for key, m in self.modules.items()}
         state |= {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()}
         state |= {"ema": self.ema.state_dict(), "step": self.step, "spent": self.budget.spent}
         torch.save(state, self.file.with_suffix(".part"))
         self.file.with_suffix(".part").replace(self.file)
-        self.last_save = time.time()
 
     def load_ema(self):
         self.ema.copy_to(self.params)
@@ -137,67 +168,103 @@ def autocast(device):
     return torch.autocast(device.type, torch.bfloat16, enabled=muon.fast_bf16(device))
 
 
-def psnr(vae, images, device, batch=16) -> float:
-    """Mean peak signal-to-noise ratio in dB of reconstructions from the posterior mean, on uint8 pictures."""
+def psnr(vae, images, device, batch=16, masks=None) -> float:
+    """Mean peak signal-to-noise ratio in dB of reconstructions from the posterior mean, on uint8 pictures.
+
+    masks   (n, H, W) in [0, 1]: count what they cover only, e.g. the subject
+    """
     values = []
     with torch.no_grad(), autocast(device):
         for i in range(0, len(images), batch):
             x = to_tensor(images[i : i + batch], device)
-            y = vae.decode(vae.encode(x).latent_dist.mode()).sample.float().clamp(-1, 1)
-            values += (10 * torch.log10(4 / (x - y).pow(2).mean((1, 2, 3)))).tolist()
+            y = to_tensor(to_image(vae.decode(vae.encode(x).latent_dist.mode()).sample), device)
+            error = (x - y).pow(2).mean(1)  # (B, H, W)
+            weight = torch.ones_like(error) if masks is None else torch.as_tensor(masks[i : i + batch]).to(error)
+            values += (10 * torch.log10(4 * weight.sum((1, 2)) / (weight * error).sum((1, 2)))).tolist()
     return float(np.mean(values))
 
 
-def train_vae(args, device):
-    """AutoencoderKL on the wide world (patterns and parts included): L1 + squared error + a small KL.
+def crops(images, cover, rng, n: int, cells: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """n pictures, or crops of `cells` latent cells a side where subjects are -> uint8 (n, s, s, 3), (n, c, c) cover."""
+    chosen = np.sort(rng.integers(0, len(images), n))
+    if cells is None:
+        return images[chosen], cover[chosen]
+    side, pictures, covers = cover.shape[1], [], []
+    for k in chosen:
+        odds = cover[k].ravel() + 20.0
+        y, x = divmod(int(rng.choice(side * side, p=odds / odds.sum())), side)
+        y, x = (int(np.clip(v - cells // 2, 0, side - cells)) for v in (y, x))
+        f = images.shape[1] // side
+        pictures.append(images[k, f * y : f * (y + cells), f * x : f * (x + cells)])
+        covers.append(cover[k, y : y + cells, x : x + cells])
+    return np.stack(pictures), np.stack(covers)
 
-    `--decoder` trains the decoder alone, on half as many pictures of the plain world too: latents, and with them the
-    U-Net and every tuned concept, stay as they are.
+
+def train_vae(args, device):
+    """AutoencoderKL on the wide world (patterns and parts included): L1 + squared error + a small KL, more where
+    subjects are.
+
+    Crops of half a picture first, four times as many in the same time; whole pictures at the end. From half of the
+    training on the decoder reads latents with a little noise on them. With `--decoder` the decoder alone goes on:
+    latents, and with them the U-Net and every tuned concept, stay as they are.
     """
-    images, _ = data.load_cache(data.render_cache(f"{args.work}/wide", args.vae_pictures, seed=1, wide=True))
-    sources = [images]
-    if args.decoder:
-        plain = data.render_cache(f"{args.work}/plain", args.vae_pictures // 2, seed=4)
-        sources.append(data.load_cache(plain)[0])
-    test = np.stack([data.make(2, i, i % 2 == 0)[0] for i in range(64)])
+    rank = join_processes()
+    folder = data.render_cache(f"{args.work}/wide", args.vae_pictures, seed=WIDE_SEED, wide=True)
+    images, cover = data.load_cache(folder)[0], np.load(folder / "cells.npy")
+    test, masks = held_out_pictures(64)
     torch.manual_seed(0)
-    vae = (shipped(AutoencoderKL, args.start, "vae") if args.start else anatomy.build_vae()).to(device)
+    vae = anatomy.build_vae()
+    if args.start:
+        start = shipped(AutoencoderKL, args.start, "vae")
+        vae = start if start.config.latent_channels == anatomy.CHANNELS else anatomy.grow(vae, start)
     if args.decoder:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    vae.to(memory_format=torch.channels_last)
+    vae = vae.to(device, memory_format=torch.channels_last)
     run = Run("vae", args.work, {"vae": vae}, args.vae_minutes, device, 0.998, args.vae_lr, 10 * args.vae_lr)
-    rng = np.random.default_rng(run.step)
-    going = run.budget.progress < 1
+    rng = np.random.default_rng([run.step, rank])
+    torch.manual_seed(1000 * run.step + rank)
+    going = run.progress < 1
     while going:
-        source = sources[run.step % len(sources)]
-        x = to_tensor(source[np.sort(rng.integers(0, len(source), args.vae_batch))], device)
-        x = x.contiguous(memory_format=torch.channels_last)
+        whole = run.progress >= CROPS
+        x, weight = crops(images, cover, rng, args.vae_batch * (1 if whole else 4), None if whole else 8)
+        x = to_tensor(x, device).contiguous(memory_format=torch.channels_last)
+        weight = cell_weights(torch.from_numpy(weight).to(device), args.focus)
+        weight = torch.nn.functional.interpolate(weight, size=x.shape[-2:], mode="nearest")
         with autocast(device):
             posterior = vae.encode(x).latent_dist
-            y = vae.decode(posterior.sample()).sample
+            z = posterior.sample()
+            if args.decoder or run.progress >= NOISY:
+                z = z + LATENT_NOISE * z.detach().std() * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
+            y = vae.decode(z).sample
         error = y.float() - x
-        loss = error.abs().mean() + args.squared * error.pow(2).mean()
+        loss = (weight * (error.abs() + args.squared * error.pow(2))).mean()
         loss = loss + args.kl * posterior.kl().mean() / posterior.mean[0].numel()
         going = run.update(loss)
-        if run.step % 250 == 0:
-            shown = psnr(vae, test[:16], device)
-            print(
-                f"vae step {run.step} {run.budget.spent / 60:.1f} min loss {loss.item():.4f} psnr {shown:.2f} dB",
-                flush=True,
-            )
+        if rank == 0 and run.step % 250 == 0:
+            shown = [psnr(vae, test[:32], device), psnr(vae, test[:32], device, masks=masks[:32])]
+            print(f"vae step {run.step} {run.budget.spent / 60:.1f} min loss {loss.item():.4f} "
+                  f"psnr {shown[0]:.2f} dB, inside {shown[1]:.2f}", flush=True)  # fmt: skip
             preview_vae(vae, test[:8], device, f"{args.work}/vae.png")
     run.save()
     run.load_ema()
-    print(f"vae held-out PSNR {psnr(vae, test, device):.2f} dB", flush=True)
-    preview_vae(vae, test[:8], device, f"{args.work}/vae.png")
-    if not args.decoder:
-        with torch.no_grad(), autocast(device):
-            batches = [to_tensor(images[i : i + 64], device) for i in range(0, 512, 64)]
-            z = torch.cat([vae.encode(x).latent_dist.sample().float() for x in batches])
-        vae.register_to_config(scaling_factor=float(1 / z.std()))
-    vae.save_pretrained(f"{args.work}/vae")
+    if rank == 0:
+        print(f"vae held-out PSNR {psnr(vae, test, device):.2f}, inside {psnr(vae, test, device, masks=masks):.2f} dB")
+        preview_vae(vae, test[:8], device, f"{args.work}/vae.png")
+        if not args.decoder:
+            with torch.no_grad(), autocast(device):
+                batches = [to_tensor(images[i : i + 64], device) for i in range(0, 512, 64)]
+                z = torch.cat([vae.encode(x).latent_dist.sample().float() for x in batches])
+            vae.register_to_config(scaling_factor=float(1 / z.std()))
+        vae.save_pretrained(f"{args.work}/vae")
     return vae
+
+
+def held_out_pictures(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of no training, every second with out-domain marks -> uint8 (n, H, W, 3), subjects' masks (n, H, W)."""
+    drawn = [world.render(data.draw(2, i, i % 2 == 0)[0]) for i in range(n)]
+    masks = [np.clip(sum(d.masks), 0, 1) for d in drawn]
+    return np.stack([np.asarray(d.image) for d in drawn]), np.stack(masks).astype(np.float32)
 
 
 def preview_vae(vae, images, device, file):
@@ -206,12 +273,13 @@ def preview_vae(vae, images, device, file):
     grid(np.concatenate([images, to_image(y)]), len(images)).save(file)
 
 
-def encode(args, device, vae, tokenizer, company: bool = False):
-    """The world, or its pictures with company, as latent moments (n, 2C, 16, 16), kept in latents.npy (fp16) beside
-    the pictures, token ids (n, captions, N), and what the subjects cover (n, 16, 16)."""
-    name, seed = ("company", COMPANY_SEED) if company else ("world", 0)  # each with latents of its own
-    folder = data.render_cache(f"{args.work}/{name}", args.pictures, seed=seed, company=company)
+def encode(args, device, vae, tokenizer):
+    """The world as latent moments (n, 2C, 16, 16), kept in latents.npy (fp16) beside the pictures, token ids (n,
+    captions, N), and what the subjects cover (n, 16, 16)."""
+    folder = data.render_cache(f"{args.work}/world", args.pictures, seed=WORLD_SEED)
     file = folder / "latents.npy"
+    if join_processes() > 0:  # the first process encodes, the others wait for it
+        dist.barrier()
     images, rows = data.load_cache(folder)
     texts = [text for row in rows for text in row["captions"]]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="np").input_ids
@@ -224,6 +292,8 @@ def encode(args, device, vae, tokenizer, company: bool = False):
                 moments.append(torch.cat([d.mean, d.std], 1).half().cpu().numpy())
         np.save(file.with_suffix(".part.npy"), np.concatenate(moments))
         file.with_suffix(".part.npy").replace(file)
+    if dist.is_initialized() and dist.get_rank() == 0:
+        dist.barrier()
     cover = torch.from_numpy(np.load(folder / "cells.npy")).to(device)
     return torch.from_numpy(np.load(file)).to(device), ids, cover
 
@@ -267,29 +337,29 @@ def focus_at(progress: float, focus: float) -> float:
 
 def train_diffusion(args, device, vae):
     """Text encoder and U-Net together: epsilon prediction, one prompt in ten left empty for guidance."""
+    rank = join_processes()
     tokenizer = tokens.build_tokenizer(f"{args.start or args.work}/tokenizer")
-    moments, ids, cover = encode(args, device, vae, tokenizer, args.company)
+    moments, ids, cover = encode(args, device, vae, tokenizer)
     empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids[0].to(device)
     torch.manual_seed(0)
+    unet = anatomy.build_unet()
     if args.start:
-        text, unet = (
-            shipped(CLIPTextModel, args.start, "text_encoder"),
-            shipped(UNet2DConditionModel, args.start, "unet"),
-        )
+        text = shipped(CLIPTextModel, args.start, "text_encoder")
+        unet = anatomy.grow(unet, shipped(UNet2DConditionModel, args.start, "unet"))
     else:
         special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        text, unet = anatomy.build_text_encoder(len(tokenizer), *special), anatomy.build_unet()
+        text = anatomy.build_text_encoder(len(tokenizer), *special)
     text, unet = text.to(device), unet.to(device)
     schedule = DDPMScheduler.from_config(anatomy.build_scheduler().config)
     modules = {"text": text, "unet": unet}
     run = Run("diffusion", args.work, modules, args.minutes, device, 0.9995, args.lr, 20 * args.lr, weight_decay=0.01)
-    torch.manual_seed(run.step)
+    torch.manual_seed(1000 * run.step + rank)
     on_gpu = device.type == "cuda"
     if not on_gpu:  # there the fused attention's backward pass is the slower one: 1.04 s a step against 0.75 s
         unet.set_attn_processor(AttnProcessor())
         unet.to(memory_format=torch.channels_last)
     compiled = torch.compile(unet) if on_gpu or args.compile else unet
-    going, next_preview, scale = run.budget.progress < 1, 60.0 + run.budget.spent, vae.config.scaling_factor
+    going, next_preview, scale = run.progress < 1, 60.0 + run.budget.spent, vae.config.scaling_factor
     while going:
         pick = torch.randint(len(moments), (args.batch,), device=device)
         mean, std = moments[pick].float().chunk(2, 1)
@@ -297,11 +367,11 @@ def train_diffusion(args, device, vae):
         words = torch.where(torch.rand(args.batch, 1, device=device) < 0.1, empty, words)
         with autocast(device):
             context = text(words).last_hidden_state
-            cells = cell_weights(cover[pick], focus_at(run.budget.progress, args.focus))
+            cells = cell_weights(cover[pick], focus_at(run.progress, args.focus))
             z = scale * (mean + std * torch.randn_like(mean))
             loss = diffusion_loss(compiled, z, context, schedule, cells=cells)
         going = run.update(loss)
-        if run.budget.spent > next_preview:
+        if rank == 0 and run.budget.spent > next_preview:
             next_preview = run.budget.spent + 60 * args.preview_minutes
             print(f"diffusion step {run.step} {run.budget.spent / 60:.1f} min loss {loss.item():.4f}", flush=True)
             run.ema.store(run.params)
@@ -311,7 +381,8 @@ def train_diffusion(args, device, vae):
             run.ema.restore(run.params)
     run.save()
     run.load_ema()
-    assemble(args.out, vae, text, unet, tokenizer)
+    if rank == 0:
+        assemble(args.out, vae, text, unet, tokenizer)
 
 
 def shipped(kind, folder, part):
@@ -330,9 +401,10 @@ def assemble(folder, vae, text, unet, tokenizer):
     pipe.save_pretrained(folder, safe_serialization=True)
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
-    about = {"base_id": "pocket-v1", "guidance": GUIDANCE}
+    about = {"base_id": "pocket-v2", "guidance": GUIDANCE, "dtype": "float32"}  # small: half precision gains nothing
     (folder / "mixofshow.json").write_text(json.dumps(about, indent=2) + "\n")
     (folder / "words.txt").write_text("\n".join(tokens.known_words()) + "\n")
+    write_for_old_loaders(folder)
     checksums(folder)
 
 
@@ -360,36 +432,40 @@ def preview(folder, file, device, each: int = 2):
     grid((np.concatenate(rows) * 255).round().astype(np.uint8), len(PREVIEW)).save(file)
 
 
-def main():
+def arguments() -> argparse.ArgumentParser:
+    """The stages' settings; `gpu` reads them too, so that none is missing there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["cache", "vae", "diffusion", "all", "checksums"])
     parser.add_argument("--work", default="runs/pocket", help="checkpoints, caches and logs")
     parser.add_argument("--out", default="data/pocket", help="the diffusers folder that ships")
     parser.add_argument("--start", help="a shipped folder whose weights to start from, instead of from nothing")
-    parser.add_argument("--company", action="store_true", help="more pictures of two, see `data.draw`")
-    parser.add_argument("--pictures", type=int, default=20000)
+    parser.add_argument("--pictures", type=int, default=60000)
     parser.add_argument("--minutes", type=float, default=90, help="of text encoder + U-Net training")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1e-3, help="of Adam; Muon's is 20 times as much")
     parser.add_argument("--focus", type=float, default=2.0, help="extra weight of the subjects' cells at first")
     parser.add_argument("--compile", action="store_true", help="on a CPU too: 1.3x, after minutes of compiling")
     parser.add_argument("--preview-minutes", type=float, default=8)
-    parser.add_argument("--vae-pictures", type=int, default=12000)
+    parser.add_argument("--vae-pictures", type=int, default=16000)
     parser.add_argument("--vae-minutes", type=float, default=30)
-    parser.add_argument("--vae-batch", type=int, default=4)
+    parser.add_argument("--vae-batch", type=int, default=4, help="whole pictures; four times as many crops")
+    parser.add_argument("--decoder", action="store_true", help="train the autoencoder's decoder alone (with --start)")
     parser.add_argument("--vae-lr", type=float, default=2e-3, help="of Adam; Muon's is 10 times as much")
     parser.add_argument("--squared", type=float, default=2.0, help="weight of the squared error beside L1")
-    parser.add_argument("--decoder", action="store_true", help="train the autoencoder's decoder alone (with --start)")
     parser.add_argument("--kl", type=float, default=5e-4)
-    args = parser.parse_args()
+    return parser
+
+
+def main():
+    args = arguments().parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = True
     Path(args.work).mkdir(parents=True, exist_ok=True)
     if args.stage == "checksums":
         checksums(args.out)
     if args.stage == "cache":
-        data.render_cache(f"{args.work}/wide", args.vae_pictures, seed=1, wide=True)
-        data.render_cache(f"{args.work}/world", args.pictures, seed=0)
+        data.render_cache(f"{args.work}/wide", args.vae_pictures, seed=WIDE_SEED, wide=True)
+        data.render_cache(f"{args.work}/world", args.pictures, seed=WORLD_SEED)
     if args.stage in ("vae", "all"):
         train_vae(args, device)
     if args.stage in ("diffusion", "all"):

@@ -56,16 +56,18 @@ def merge(word: list[str], pair: tuple[str, str]) -> list[str]:
     return out
 
 
-def build_tokenizer(folder) -> CLIPTokenizer:
+def build_tokenizer(folder, words: list[str] | None = None, length: int = TOKENS) -> CLIPTokenizer:
     """The tokenizer in `folder`; if there is none, learn one and write its vocabulary, merges, words and settings.
 
+    words     by default `known_words()`
+    length    tokens a prompt may have
     A tokenizer that is there is kept: the embeddings of a half-trained text encoder belong to its numbers.
     """
     folder = Path(folder)
     if (folder / "tokenizer_config.json").is_file():
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     folder.mkdir(parents=True, exist_ok=True)
-    words = known_words()
+    words = words or known_words()
     merges = learn_merges(words)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = letters + [c + "</w>" for c in letters] + ["".join(m) for m in merges] + [START, END]
@@ -73,12 +75,12 @@ def build_tokenizer(folder) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
     (folder / "words.txt").write_text("\n".join(words) + "\n")
-    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END, "model_max_length": TOKENS}
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END, "model_max_length": length}
     settings = json.dumps({"tokenizer_class": "CLIPTokenizer", **special}, indent=2)
     part = folder / "tokenizer_config.part"
     part.write_text(settings)
     part.replace(folder / "tokenizer_config.json")  # last: with it the folder is complete
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=length)
     split = [w for w in words if len(tokenizer(w).input_ids) != 3]
     if split:
         raise ValueError(f"the tokenizer splits words the world uses: {split[:5]}")
