@@ -31,7 +31,10 @@ from statistics import NormalDist
 import numpy as np
 from PIL import Image
 
-QUESTIONS = {"image": "Which picture looks more like the ones above?", "text": "Which picture fits the words better?"}
+QUESTIONS = {
+    "image": "Which of the two looks more like those above them?",
+    "text": "Which of the two fits the words better?",
+}
 PAPER = {"image": 0.665, "text": 0.525}  # Table 2 b, c: share for gradient fusion over weight fusion
 CONFIDENCE = 0.9
 FIELDS = ("rater", "pair", "question", "left", "right", "choice")

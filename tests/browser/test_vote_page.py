@@ -94,7 +94,7 @@ def test_a_whole_vote_by_keyboard_resumed_and_saved(browser, tmp_path, shot):
     booth.page.get_by_label("Your name").fill("ada")
     booth.press("Enter")
     assert booth.status == "0 of 6 answered"
-    assert booth.page.get_by_text("Which picture looks more like the ones above?").is_visible()
+    assert booth.page.get_by_text("Which of the two looks more like those above them?").is_visible()
     for way in WAYS:
         assert way not in booth.page.content(), "the page is blind"
     shot(booth.page, "vote", booth.page.locator(".mos-vote"))
