@@ -8,6 +8,7 @@ import pytest
 import torch
 from harness import check_error
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import make_concept
 
 import mixofshow_lite as mos
@@ -164,6 +165,24 @@ def test_a_concept_s_json(small, tmp_path, name, value):
     refused(Concept.load, tmp_path / "bibi")
     file.write_text("[" * 99_999)
     assert "does not describe a concept" in refused(Concept.load, tmp_path / "bibi")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool, torch.complex64, torch.uint8])
+def test_a_concept_of_other_numbers(small, tmp_path, dtype):
+    file = small.save(tmp_path / "bibi") / "concept.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    assert "no decimal numbers" in refused(Concept.load, tmp_path / "bibi")
+
+
+def test_a_concept_whose_update_has_no_rank_or_whose_json_is_a_list(small, tmp_path):
+    file = small.save(tmp_path / "bibi") / "concept.safetensors"
+    ends = {"lora_A.weight": lambda t: t[:0], "lora_B.weight": lambda t: t[:, :0]}
+    tensors = {n: ends.get(n[-13:], lambda t: t)(t).contiguous() for n, t in load_file(file).items()}
+    save_file(tensors, file)
+    assert "the folder is damaged" in refused(Concept.load, tmp_path / "bibi")
+    for text in ("[]", "null", "3"):
+        (tmp_path / "bibi/concept.json").write_text(text)
+        assert "does not describe a concept" in refused(Concept.load, tmp_path / "bibi")
 
 
 def test_paths_previews_and_precisions(tiny_base, small, tmp_path):

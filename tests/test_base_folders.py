@@ -65,7 +65,10 @@ def test_what_a_folder_says_of_itself(folder, about):
     assert "leave it out" in refused(folder)
 
 
-@pytest.mark.parametrize("listed", [[], {"<a>": {}}, {"<a>": {"concept_token_ids": [10**9]}}, {"<a>": 3}])
+@pytest.mark.parametrize(
+    "listed",
+    [[], {"<a>": {}}, {"<a>": {"concept_token_ids": [10**9]}}, {"<a>": 3}, {"a": {"concept_token_ids": [1] * 16}}],
+)
 def test_concept_words_that_are_no_tokens(folder, listed):
     (folder / "new_concept_cfg.json").write_text(json.dumps(listed))
     assert "new_concept_cfg.json" in refused(folder)

@@ -24,7 +24,7 @@ from ..engine.finite import first_not_finite
 from .concept import PLACEHOLDER, WORD, Concept, Factors, tensors_of
 from .fits import check_finite, check_fits
 from .grid import grid
-from .keys import NETS, split
+from .keys import NETS, kind_of, ordinary, split
 from .lora_files import read_safetensors
 from .pictures import open_rgb
 from .warn import warn
@@ -152,7 +152,11 @@ def load(folder: Path) -> Concept:
                 f"{folder} holds no concept ({name} is missing): give the folder that `save` wrote."
             )
     about = read_about(folder / "concept.json")
-    tensors = {k: v.float() for k, v in read_safetensors(folder / "concept.safetensors")[0].items()}
+    tensors = read_safetensors(folder / "concept.safetensors")[0]
+    for name, tensor in tensors.items():
+        if not ordinary(tensor):
+            raise ValueError(f"{name} in {folder} is {kind_of(tensor)}, no decimal numbers: copy the folder again.")
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
     embeddings = {word: tensors.pop(f"embeddings.{word}", None) for word in about["words"]}
     lora: dict[str, Factors] = {}
     keys = {split(key): key for key in sorted(tensors)}
@@ -174,6 +178,8 @@ def read_about(file: Path) -> dict:
     """The fields of concept.json that a Concept has; raises ValueError with one sentence."""
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise ValueError("no names and values")
         kind, version = about["format"], about["version"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{file} does not describe a concept ({error!r}): save it again or copy it again.") from error
@@ -218,7 +224,7 @@ def check_shapes(concept: Concept, folder: Path) -> None:
             )
     for net, factors in concept.lora.items():
         for module, (down, up) in factors.items():
-            if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
+            if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or not len(down):
                 raise ValueError(
                     f"The update of {net}.{module} in {folder} is {tuple(up.shape)} @ {tuple(down.shape)}: "
                     "the folder is damaged, copy it again."

@@ -39,6 +39,7 @@ from .base_checks import (
     read_tokenizer,
     verify,
 )
+from .concept import WORD
 from .fits import ROUNDED
 from .prompt_check import named_together
 from .warn import warn
@@ -270,8 +271,12 @@ def read_words(folder: Path, model: DiffusionModel) -> dict[str, Tensor]:
     table, L, words = model.text_encoder.get_input_embeddings().weight, len(model.layers), {}
     for word, entry in read_json(path).items():
         numbers = entry.get("concept_token_ids") if isinstance(entry, dict) else None
-        if not isinstance(numbers, list) or not all(type(i) is int and 0 <= i < len(table) for i in numbers):
-            raise ValueError(f"{word} in {path} lists no tokens of this model: {AGAIN}.")
+        if (
+            not WORD.fullmatch(word)
+            or not isinstance(numbers, list)
+            or not all(type(i) is int and 0 <= i < len(table) for i in numbers)
+        ):
+            raise ValueError(f"{word!r} in {path} is no concept word with tokens of this model: {AGAIN}.")
         words[word] = table[numbers].float().clone()
     for word, rows in words.items():
         if len(rows) != L:
