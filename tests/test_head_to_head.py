@@ -79,6 +79,14 @@ def test_a_way_has_only_the_numbers_that_it_can_have(race):
     assert read.rows[0]["marks"] == 0.5
 
 
+def test_marks_of_shipped_concepts_are_read_by_pocket_clip(monkeypatch):
+    asked = []
+    shown = np.array([[True, False], [True, True]])
+    monkeypatch.setattr(head_to_head, "marks_kept", lambda pictures, name, scorer: asked.append(name) or (shown, []))
+    read = head_to_head.shipped_marks(Eye())
+    assert read("bibi", []) == 0.75 and math.isnan(read("nobody", [])) and asked == ["bibi"]
+
+
 def test_slots_are_tuned_one_each_and_beyond_their_room_the_way_is_left_out(race, capsys):
     study, asked, _ = race(TOYS, room=2)
     assert {(n, label) for n, recipe, label in asked if recipe == "orthogonal"} == {

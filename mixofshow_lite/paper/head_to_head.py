@@ -7,7 +7,7 @@ The first 3 and the first 8 concepts of `how_many`'s order are brought together 
 identity    image-alignment with the concept's own pictures, at places that no way records and from the same noise;
             kept = identity - that of the concept's own model, 0 is no loss
 identified  share of the pictures nearest to the right one of all concepts of the study
-marks       share of the concept's named marks that a reader finds in the pictures, where a reader is given
+marks       share of the concept's named marks that Pocket CLIP, or a reader that is given, finds in the pictures
 together    image-alignment of two neighbours in one picture, each cropped to its region: with regional sampling on a
             fused model, or with LoRAs that act inside their regions only. Is fusion needed where regions are known?
 drift       how far prompts without any concept moved, relative to the difference between two seeds
@@ -31,6 +31,8 @@ from ..engine.masks import side_by_side
 from ..files.concept import Concept
 from ..files.data import ConceptData
 from ..model import DiffusionModel
+from ..pocket.concepts import CONCEPTS
+from ..pocket.marks import marks_kept
 from ..rivals.orthogonal import capacity
 from ..rivals.table import ALL, SLOTS, WAYS, Way
 from .binding import crop
@@ -102,7 +104,10 @@ def rivals(
     if not sizes or min(sizes) < 1 or max(sizes) > len(names):
         raise ValueError(f"sizes {tuple(sizes)} with {len(names)} concepts: give sizes from 1 to {len(names)}.")
     names = list(names[: max(sizes)])
-    judge, rows, pictures = Judge(data, load_scorer(scorer), names, prompts, n, marks), [], {}
+    scorer = load_scorer(scorer)
+    if marks is None and scorer.name == "pocket":
+        marks = shipped_marks(scorer)
+    judge, rows, pictures = Judge(data, scorer, names, prompts, n, marks), [], {}
     for seed in seeds:
         alone: dict[tuple[str, str], float] = {}
         for size in sorted(sizes):
@@ -126,6 +131,16 @@ def rivals(
                 print(f"{size:3} {label:26} " + says(found), flush=True)
     options = {"names": names, "prompts": list(prompts), "seeds": list(seeds), "pictures": n}
     return judged(base, rows, pictures, ways, **options)
+
+
+def shipped_marks(scorer: Scorer) -> Marks:
+    """Reads the marks of shipped concepts; NaN for a concept that has none, or is none of them."""
+
+    def read(name: str, pictures: list) -> float:
+        shown = marks_kept(pictures, name, scorer)[0] if name in CONCEPTS else np.zeros((0, 0))
+        return float(shown.mean()) if shown.size else float("nan")
+
+    return read
 
 
 def tuning_label(way: Way, number: int) -> str:
