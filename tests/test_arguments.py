@@ -146,6 +146,10 @@ def test_what_is_no_concept(tiny_base, thing):
 def test_merging_and_joining(tiny_base, small):
     for options in ({"method": None}, {"method": 3}, {"seed": "x"}, {"density": 2}):
         refused(mos.peft_fusion, tiny_base, [small], **options)
+    for weights in (["a"], [math.nan], [None]):
+        assert "weights=" in refused(mos.weight_fusion, tiny_base, [small], weights=weights)
+    for scale in ("x", None):
+        refused(mos.weight_fusion, tiny_base, [replace(small, scale=scale)])
     for alpha in (math.nan, math.inf, None, "x", 1e30, 10**400):
         assert "alpha=" in refused(tiny_base.with_concept, small, alpha=alpha)
 

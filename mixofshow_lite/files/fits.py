@@ -1,12 +1,10 @@
 """Does this concept fit this base? One answer wherever a concept meets a model: loading, joining, fusing, drawing."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..engine import lora
-from ..engine.arguments import shown
+from ..engine.arguments import is_number, shown
 from ..engine.finite import first_not_finite
 from .concept import Concept, tensors_of
 from .keys import layers_of
@@ -53,7 +51,7 @@ def check_is_concept(concept) -> None:
 def check_finite(concept: Concept, tensors: dict[str, Tensor] | None = None) -> None:
     """Raises ValueError if a concept holds numbers that are none."""
     lost = first_not_finite(tensors_of(concept) if tensors is None else tensors)
-    if lost or not math.isfinite(concept.scale):
+    if lost or not is_number(concept.scale, -1e300, 1e300):
         raise ValueError(
             f"The concept {concept.name!r} holds weights that are not finite (in {lost or 'its scale'}): tune it "
             "again, in float32 or with smaller learning rates, or get its file again."

@@ -18,6 +18,7 @@ from ...files.concept import Concept, Factors
 from ...files.fits import check_is_concept
 from ...model import DiffusionModel
 from .. import lora
+from ..arguments import is_number, shown
 from . import algebra
 from .report import FusionReport
 
@@ -62,6 +63,8 @@ def check(
         check_is_concept(concept)
     if not concepts:
         raise ValueError("There is no concept to fuse: give at least one.")
+    if weights is not None and not all(map(is_number, weights)):
+        raise ValueError(f"weights={shown(weights)} do not fit: give one number >= 0 for each concept.")
     raw = torch.tensor([1.0] * len(concepts) if weights is None else list(weights), dtype=torch.float64)
     if raw.shape != (len(concepts),) or not torch.isfinite(raw).all() or (raw < 0).any() or raw.sum() <= 0:
         raise ValueError(
