@@ -98,7 +98,7 @@ def test_tune_without_a_base_or_data(tiny_base, data):
 RECIPE = pairs(
     batch=[0, 1.5, 10**9],
     rank=[0, -1, 10**9],
-    noises=[0],
+    noises=[0, 7],
     variants=[0],
     steps=[0, 1.5],
     init=[(), "class", (3,)],

@@ -112,3 +112,11 @@ def test_the_warning_points_at_the_users_line(tiny_base):
     with pytest.warns(UserWarning, match="weaker likeness") as caught:
         tiny_base.with_concept(stranger)
     assert caught[0].filename == __file__
+
+
+def test_a_concept_without_a_name_or_with_words_without_rows_is_an_error(meet, concept):
+    with pytest.raises(ValueError, match="has no name: give it one"):
+        meet(replace(concept, name=" "))
+    rowless = {word: rows for word, rows in concept.embeddings.items() if word != concept.words[0]}
+    with pytest.raises(ValueError, match="each word needs its rows|the rows of <bibi1> are missing"):
+        meet(replace(concept, embeddings=rowless))

@@ -66,6 +66,10 @@ class Recipe:
     def __post_init__(self):
         for name in ("batch", "noises", "variants"):
             check_whole(f"{self.name}.{name}", getattr(self, name), most=4096)
+        if self.noises > self.batch:
+            raise ValueError(
+                f"{self.name}.noises={self.noises}: each picture is at most {self.batch} times in the batch."
+            )
         for name in ("rank", "steps"):
             if getattr(self, name) is not None:
                 check_whole(f"{self.name}.{name}", getattr(self, name), most={"rank": 4096, "steps": 10**7}[name])

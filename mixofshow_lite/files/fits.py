@@ -43,9 +43,16 @@ def check_fits(concept: Concept, base) -> None:
 
 
 def check_is_concept(concept) -> None:
-    """Raise TypeError on what is no Concept."""
+    """Raise TypeError on what is no Concept, ValueError on one without a name or whose words have no embeddings."""
     if not isinstance(concept, Concept):
         raise TypeError(f"{shown(concept)} is no Concept: give one of tune(...) or Concept.load(...).")
+    if not isinstance(concept.name, str) or not concept.name.strip():
+        raise ValueError("The concept has no name: give it one, e.g. concept.renamed('bibi').")
+    if set(concept.words) != set(concept.embeddings):
+        raise ValueError(
+            f"The concept {concept.name!r} has the words {sorted(concept.words)}, but embeddings of "
+            f"{sorted(concept.embeddings)}: each word needs its rows, load its folder again."
+        )
 
 
 def check_finite(concept: Concept, tensors: dict[str, Tensor] | None = None) -> None:
