@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_studies import Eye
 
 from mixofshow_lite import ConceptData
 from mixofshow_lite.engine import resume
-from mixofshow_lite.engine.evaluation import Scorer
 from mixofshow_lite.paper import Study, difference, everything, saved, study, sweep
 
 
@@ -27,21 +27,6 @@ def toys(tmp_path):
         (folder / "metadata.jsonl").write_text(json.dumps(row))
         found[name] = ConceptData(folder)
     return found
-
-
-class Eye(Scorer):
-    """Stands in for CLIP: a picture is its mean colour, a prompt something as arbitrary, all of unit length."""
-
-    def __init__(self):
-        super().__init__("eye", None, None, lambda texts: torch.tensor([[len(text)] for text in texts]))
-
-    def image_features(self, images, batch=64):
-        pixels = np.stack([np.asarray(p.convert("RGB").resize((8, 8))).mean((0, 1)) for p in images])
-        return torch.nn.functional.normalize(torch.tensor(pixels, dtype=torch.float32) + 1, dim=1)
-
-    def text_features(self, prompts):
-        rows = [[len(p), sum(map(ord, p)) % 97, p.count("a")] for p in prompts]
-        return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32) + 1, dim=1)
 
 
 def toy_study(base=None, seeds=(0,)):
