@@ -13,6 +13,7 @@ from mixofshow_lite.files import contact_sheet as module
 from mixofshow_lite.files.contact_sheet import SHOWN, contact_sheet
 from mixofshow_lite.files.data import CAPTION, ConceptData, check_sizes, crop_box, fit
 from mixofshow_lite.files.grid import GAP, grid
+from mixofshow_lite.files.resources import concepts_dir
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -361,6 +362,12 @@ def test_a_white_rim_around_a_black_middle_is_told(tmp_path):
         inverted.save(tmp_path / f"{name}_mask.png")
     (text,) = said(tmp_path)[1]
     assert text.startswith("2 of 2 masks in ") and "invert" in text
+    white(tmp_path / "a_mask.png", (64, 64), (12, 12, 52, 52))
+    assert not said(tmp_path)[1]  # half of the masks: a place that has somebody in it now and then
+
+
+def test_the_shipped_concepts_load_without_a_word():
+    assert not [text for folder in sorted(concepts_dir().glob("*/metadata.jsonl")) for text in said(folder.parent)[1]]
 
 
 @pytest.mark.parametrize("word", ["  ", "<TOK>", "x" * 200, 3, ["cat"]])

@@ -22,7 +22,7 @@ from PIL import Image
 from .concept import PLACEHOLDER
 from .imagefolder import Row, read_folder
 from .listing import some
-from .mask_files import laid_on, open_mask
+from .mask_files import INVERTED, laid_on, open_mask
 from .pictures import flatten, open_picture
 
 CAPTION = f"photo of a {PLACEHOLDER}"  # of a picture that has none
@@ -59,6 +59,8 @@ class ConceptData:
         doubts: dict[str, list[str]] = {}  # what a mask may be -> the pictures concerned
         for row in rows:
             self._add(row, doubts)
+        if len(doubts.get(INVERTED, ())) <= len(rows) / 2:  # of a place with somebody in it, some masks rightly look so
+            doubts.pop(INVERTED, None)
         for doubt, files in doubts.items():
             warnings.warn(doubt.format(n=len(files), total=len(rows), folder=self.folder, file=files[0]), stacklevel=2)
 
