@@ -145,7 +145,7 @@ def test_tuned_words_are_different(tiny_base, data):
         mos.tune(tiny_base, data, words=("<a>", "<a>"), steps=1, progress=False)
     with pytest.raises(ValueError, match="cannot be a concept word"):
         mos.tune(tiny_base, data, words=("<a>", 3), steps=1, progress=False)
-    with pytest.raises(TypeError, match="A concept has a text as its name|The name 3 is no text"):
+    with pytest.raises(TypeError, match="A concept has a text as its name"):
         mos.tune(tiny_base, data, name=3, steps=1, progress=False)
 
 

@@ -352,6 +352,8 @@ def test_numbers_suit_the_base(tiny_base):
     assert recipe_for(pocket, "ed_lora") is RECIPES["ed_lora"]
     limits = {name: recipe.freeze_norm for name, recipe in RECIPES.items() if recipe.freeze_norm is not None}
     assert limits == {"lora": FREEZE_NORM, "ed_lora": FREEZE_NORM}
+    mine = RECIPES["ed_lora"]  # what the card, the README and the shipped concepts say
+    assert (mine.steps, mine.background, mine.lr_unet, mine.lr_text, mine.lr_words) == (400, 0.2, 6e-3, 1e-3, 1e-2)
     paper = recipe_for(tiny_base, "ed_lora")
     assert (paper.lr_words, paper.lr_text, paper.lr_unet, paper.batch) == (1e-3, 1e-5, 1e-4, 4)
     assert paper.freeze_norm and recipe_for(tiny_base, "p_plus").freeze_norm is None  # more in test_official.py
