@@ -83,6 +83,27 @@ def setup(base: str | None = None) -> Kit:
     return kit
 
 
+def on_t4(kit: Kit, wanted: bool) -> DiffusionModel | None:
+    """Stable Diffusion 1.5 for a notebook's optional cell, or None and one sentence that says why it is skipped.
+
+    It is loaded only if it is `wanted`, since that is a download of about 4 GB, and only where there is a CUDA GPU: a
+    Colab T4 is enough. A kit whose base it is already gives that base.
+    """
+    if kit.base.base_id == "sd15":
+        return kit.base
+    if not wanted:
+        print("Skipped: this cell is optional; set WANTED = True to download Stable Diffusion 1.5 (4 GB) for it.")
+    elif not torch.cuda.is_available():
+        print("Skipped: Stable Diffusion 1.5 takes a GPU; on Colab choose a T4 (Runtime, Change runtime type).")
+    else:
+        try:
+            return load_base("sd15")
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            print(f"Skipped: Stable Diffusion 1.5 could not be loaded here, is there a network? ({reason})")
+    return None
+
+
 def small_figures() -> None:
     """In a notebook, figures are kept as JPEG: a third of PNG's size for pictures, so that notebooks stay small."""
     try:

@@ -47,6 +47,14 @@ def called(function: Callable, *arguments, hint: str = ""):
         raise AssertionError(f"Your function stopped with {type(error).__name__}: {what}. {hint}".strip()) from error
 
 
+def refuse(mine, wrong, hint: str) -> None:
+    """Raise AssertionError with the hint if the answer is a well-known wrong one."""
+    if isinstance(mine, (int, float, torch.Tensor)) and not isinstance(mine, bool):
+        a, b = torch.as_tensor(mine).double(), torch.as_tensor(wrong).double()
+        if a.shape == b.shape and torch.allclose(a, b):
+            raise AssertionError(hint)
+
+
 def find(number: str) -> Callable:
     """The check of an exercise; KeyError with the known ones in a sentence."""
     everything()

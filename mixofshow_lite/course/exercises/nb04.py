@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import close, exercise
+from . import called, close, exercise, refuse
 
 
 def layer(d_in: int = 8, d_out: int = 6, n: int = 3, rank: int = 2, rows: int = 40):
@@ -26,33 +26,18 @@ def least_squares(deltas: list[Tensor], inputs: list[Tensor], lam: float) -> Ten
     return torch.linalg.lstsq(rows, outputs).solution.T
 
 
-def called(function, *arguments):
-    """The function's answer; what torch says of shapes becomes an AssertionError."""
-    try:
-        return function(*arguments)
-    except RuntimeError as error:
-        raise AssertionError(
-            f"The shapes do not fit ({error}): dW_i is (d_out, d_in), G_i is (d_in, d_in), so G_i stands on the right."
-        ) from error
-
-
-def refuse(mine, wrong: Tensor, hint: str) -> None:
-    """Raise AssertionError with the hint if the answer is a well-known wrong one."""
-    if isinstance(mine, Tensor) and mine.shape == wrong.shape and torch.allclose(mine, wrong):
-        raise AssertionError(hint)
-
-
 @exercise("4.1")
 def _closed_form(function) -> None:
     downs, ups, inputs = layer()
     deltas = [up @ down for down, up in zip(downs, ups, strict=True)]
     grams = [x @ x.T for x in inputs]
     eye = torch.eye(8, dtype=torch.float64)
-    mine = called(function, deltas, grams, 0.0)
+    hint = "dW_i is (d_out, d_in), G_i is (d_in, d_in), so G_i stands on the right."
+    mine = called(function, deltas, grams, 0.0, hint=hint)
     refuse(mine, sum(deltas) / 3, "That is the average (Eq. 2): the Grams are not in it yet.")
     refuse(mine, sum(deltas), "That is the plain sum: take the inverse of the SUM of the Grams, not of each.")
     close(mine, least_squares(deltas, inputs, 0.0), "Set the gradient to 0: U sum_i G_i = sum_i dW_i G_i.")
-    mine = called(function, deltas, grams, 5.0)
+    mine = called(function, deltas, grams, 5.0, hint=hint)
     refuse(mine, least_squares(deltas, inputs, 0.0), "lam has no effect: is your ridge inside the inverse?")
     wanted = least_squares(deltas, inputs, 5.0)
     thrice = wanted @ (sum(grams) + 5 * eye) @ torch.linalg.inv(sum(grams) + 15 * eye)
@@ -64,9 +49,12 @@ def _closed_form(function) -> None:
 def _low_rank(function) -> None:
     downs, ups, inputs = layer(d_in=32, d_out=24)
     deltas = [up @ down for down, up in zip(downs, ups, strict=True)]
-    answer = called(function, downs, ups, [x @ x.T for x in inputs], 5.0)
+    grams = [x @ x.T for x in inputs]
+    answer = called(function, downs, ups, grams, 5.0, hint="down_i is (r, 32), up_i is (24, r), G_i is (32, 32).")
     if answer is None or answer is ...:
         raise AssertionError("The function returns nothing yet: replace the ... by your lines.")
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+        raise AssertionError("Return two matrices, (down, up).")
     down, up = answer
     if up.shape[0] != 24 or down.shape[1] != 32:
         raise AssertionError(
