@@ -6,6 +6,7 @@ observations    3.3.1   Observations 1 and 2, what a limit on the words does to 
 fusions         3.3.2   Observation 3: what each way to fuse keeps of an identity
 how_many        3.3.2   the same against the number of concepts in one model
 head_to_head    3.3.2   every way to bring concepts together: identity, drift, time, memory, and what each needs
+metric          4.3     image-alignment itself, measured on pictures whose marks are known
 vote            4.3     the people's vote (Table 2 b, c): what is asked, how votes are kept, what they say
 ballots         4.3     pairs of pictures for it
 binding         3.4     what regions do for two and three subjects with attributes

@@ -1,0 +1,143 @@
+"""The measure is measured: image-alignment of the shipped reader on pictures whose marks are known, and toy readers."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy_studies import Eye
+
+from mixofshow_lite.engine.evaluation import load_scorer
+from mixofshow_lite.evaluation import image_scores
+from mixofshow_lite.paper import metric
+from mixofshow_lite.pocket import concepts, world
+
+MARKED = [name for name, spec in concepts.CONCEPTS.items() if spec.cls not in world.SCENES]
+LOOK_ALIKES = ("bibi", "momo", "kiki")
+
+
+@pytest.fixture(scope="module")
+def reader():
+    pytest.importorskip("open_clip")
+    return load_scorer()
+
+
+@pytest.fixture(scope="module")
+def own():
+    return {name: metric.own_pictures(name) for name in concepts.CONCEPTS}
+
+
+def test_a_concept_drawn_as_itself_is_its_own_picture(own):
+    again = metric.redraw("bibi", 3, concepts.subject("bibi"))
+    assert again.tobytes() == own["bibi"][3].tobytes()
+    assert metric.redraw("bibi", 3, concepts.subject("kiki")).tobytes() != own["bibi"][3].tobytes()
+
+
+def test_identical_pictures_score_1(reader, own):
+    assert metric.identical(own["bibi"][:3] + own["lava"][:2], reader) == pytest.approx(1, abs=1e-5)
+
+
+def test_shuffled_concepts_score_like_the_class_word(reader, own):
+    found = metric.shuffled(own, reader)
+    for name in MARKED:
+        alike, others, nearest = found[name]
+        assert alike > nearest + 0.25, f"{name} is told from every other concept"
+        assert others < metric.lower_bound(name, reader, 5) + 0.1, name
+    for name in set(found) - set(MARKED):
+        assert found[name][0] > found[name][2], f"the scene {name} is nearest to itself"
+
+
+@pytest.mark.parametrize(("name", "other"), [("bibi", "kiki"), ("bibi", "momo"), ("rusty", "volt"), ("mochi", "bruno")])
+def test_the_score_falls_as_another_identity_is_mixed_in(reader, name, other):
+    found = metric.blend(name, other, reader)
+    assert metric.monotone(found, slack=0.01), found
+    assert found[0][0] > found[0][1] + 0.3 and found[-1][1] > found[-1][0] + 0.3
+
+
+def test_monotone_can_say_no():
+    assert metric.monotone([(0.9, 0.1), (0.5, 0.5), (0.1, 0.9)])
+    assert not metric.monotone([(0.9, 0.1), (0.95, 0.5), (0.1, 0.9)])
+    assert not metric.monotone([(0.9, 0.1), (0.5, 0.05), (0.1, 0.9)])
+    assert metric.monotone([(0.9, 0.1), (0.905, 0.1)], slack=0.01)
+
+
+def test_variants_lose_the_marks_that_they_say():
+    looks = metric.variants("bibi")
+    shown = {label: metric.marks_shown("bibi", look) for label, look in looks.items()}
+    assert shown == {"all marks": 1, "no pattern": 0.5, "pattern in another colour": 0.75, "no horn": 0.75,
+                     "no mark at all": 0.25}  # fmt: skip
+    assert metric.marks_shown("mochi", metric.variants("mochi")["no scarf"]) == 0.5
+    for name in MARKED:
+        shown = {label: metric.marks_shown(name, look) for label, look in metric.variants(name).items()}
+        assert shown["all marks"] == 1 and all(v < 1 for label, v in shown.items() if label.startswith(("no p", "pat")))
+    with pytest.raises(ValueError, match="lava is a scene"):
+        metric.variants("lava")
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKES)
+def test_every_lost_mark_costs_score(reader, name):
+    found = metric.score_variants(name, reader, pictures=5)
+    full, _ = found.pop(metric.ALL_MARKS)
+    assert all(score < full for score, _ in found.values())
+
+
+def test_misjudged_pairs_are_those_where_score_and_marks_differ():
+    scores, marks = [0.9, 0.5, 0.7, 0.7], [0.25, 1.0, 0.5, 0.5]
+    assert metric.misjudged(scores, marks) == [(0, 1), (0, 2), (0, 3), (2, 1), (3, 1)]
+    assert metric.misjudged([0.1, 0.2, 0.3], [0, 0.5, 1]) == [], "a score that follows the marks misjudges nothing"
+    assert metric.misjudged([0.5, 0.5], [0, 1]) == [], "a tie is no misjudgement"
+
+
+class Colours:
+    """A reader of pixels through a matrix of its own: another seed is another reader, none of them was trained."""
+
+    def __init__(self, seed, sees=slice(None)):
+        self.matrix = np.random.default_rng(seed).normal(size=(192, 24))
+        self.sees = sees  # which of the colours
+
+    def image_features(self, images):
+        seen = np.zeros((len(images), 8, 8, 3))
+        for row, picture in zip(seen, images, strict=True):
+            row[..., self.sees] = np.asarray(picture.convert("RGB").resize((8, 8)), float)[..., self.sees] / 255
+        return torch.nn.functional.normalize(torch.tensor(seen.reshape(len(images), -1) @ self.matrix).float(), dim=1)
+
+
+def graded(keeps):
+    """A way to fuse that keeps this share of a concept's colours."""
+    names = {"red": (220, 30, 60), "blue": (40, 60, 210)}
+    return {
+        n: [Image.new("RGB", (8, 8), tuple(int(keeps * c + (1 - keeps) * 130) for c in rgb))]
+        for n, rgb in names.items()
+    }
+
+
+def test_two_readers_agree_on_an_order_that_is_there():
+    drawn, references = {way: graded(keeps) for way, keeps in (("a", 0.1), ("b", 0.5), ("c", 0.9))}, graded(1.0)
+    first, second = (metric.order(drawn, references, Colours(seed)) for seed in (0, 1))
+    assert first["a"] < first["b"] < first["c"]
+    found = metric.agree(first, second)
+    assert (found.same, found.pairs, found.against) == (3, 3, ())
+    assert str(found) == "the readers agree on 3 of 3 orders"
+    assert metric.agree(first, metric.order(drawn, references, Eye())).same == 3
+
+
+def test_readers_that_differ_are_named():
+    first = {"a": 0.1, "b": 0.5, "c": 0.51}
+    found = metric.agree(first, {"a": 0.3, "b": 0.2, "c": 0.2})
+    assert found.same == 0 and found.against == (("a", "b"), ("a", "c"), ("b", "c"))
+    assert "not on 'a' against 'b'" in str(found)
+    assert metric.agree(first, {"a": 0.1, "b": 0.5, "c": 0.4}, margin=0.05).pairs == 2, (
+        "what is no order does not count"
+    )
+    with pytest.raises(ValueError, match="the same settings"):
+        metric.agree(first, {"a": 0.1})
+
+
+def test_a_reader_that_sees_nothing_agrees_on_nothing():
+    drawn, references = {way: graded(keeps) for way, keeps in (("a", 0.1), ("c", 0.9))}, graded(1.0)
+    blind = metric.order(drawn, references, Colours(0, sees=slice(0, 0)))
+    assert metric.agree(metric.order(drawn, references, Colours(0)), blind).same == 0
+
+
+def test_scores_come_from_the_paper_s_own_function(reader, own):
+    found = metric.score_variants("bibi", reader, pictures=2)[metric.ALL_MARKS][0]
+    assert found == pytest.approx(float(image_scores(own["bibi"][:2], own["bibi"], reader).mean()), abs=1e-5)
