@@ -71,6 +71,7 @@ results: $(VENV)/.lab
 	$(BIN)/python -m mixofshow_lite.pocket.train.sheets model
 	$(BIN)/python -m mixofshow_lite.paper all $(ARGS)
 	$(BIN)/python -m mixofshow_lite.paper ship
+	$(BIN)/python -m mixofshow_lite.paper claims --readme README.md
 	$(BIN)/python .ci/notebooks.py $(NOTEBOOKS)
 
 # Runs every notebook in place, so that its committed outputs are fresh.

@@ -134,7 +134,7 @@ def test_a_slice_says_whether_the_saved_result_agrees(toys):
     words = "gradient fusion loses less than averaging"
     saved.differences[words].mean *= -1
     assert reproduce.agreement(saved, part).startswith("1 of 2 ") and words in reproduce.agreement(saved, part)
-    figure = reproduce.reproduce("figure7", base, None, data, quick=True, scorer=Eye())
+    figure = reproduce.reproduce("figure6", base, None, data, quick=True, scorer=Eye())
     assert "drawn again: their alignment differs by 0.000" in reproduce.agreement(figure, figure)
     assert "nothing in common" in reproduce.agreement(saved, figure)
 
@@ -167,7 +167,7 @@ def test_table_2c_from_votes(tmp_path):
     ballot = vote.Ballot(("averaging", "gradient fusion"), (vote.Pair("one", "a rabbit", (None, None)),))
     for ask in vote.asks(ballot, "ada"):
         vote.add_vote(tmp_path / "votes", ballot, "ada", ask, ask.sides.index(1))
-    found = reproduce.voted(tmp_path / "votes")
+    found = str(reproduce.voted(tmp_path / "votes"))
     assert "gradient fusion over averaging, 1 raters" in found and "(the paper: 52.5%)" in found
 
 

@@ -34,7 +34,11 @@ def run_paper(args: argparse.Namespace) -> None:
     from ..paper import reproduce
 
     if args.name == "table2c":
-        print(reproduce.voted(args.votes))
+        from ..paper.ballots import vote_study
+
+        found = reproduce.voted(args.votes)
+        print(found)
+        print(f"saved {vote_study(found, options.load(args)).save(args.out)}")
         return
     from ..engine.evaluation import load_scorer
     from ..files.resources import data_dir

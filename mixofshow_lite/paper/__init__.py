@@ -13,6 +13,7 @@ binding         3.4     what regions do for two and three subjects with attribut
 everything              all of them in pieces of any length
 sweep                   how the pocket model's recipe numbers were chosen
 fusion_sweep            how gradient fusion's defaults were chosen
+claims          4       the paper's claims and what became of them, the README's table; `advice`: which way is for whom
 study                   rows of measurements, paired differences, saved results
 
 A verdict is an inequality between means of paired differences and its bootstrap interval over concepts and seeds; what

@@ -12,7 +12,14 @@ from ..engine.evaluation import Scorer, image_scores, load_scorer, plain_prompt,
 from ..files.concept import Concept
 from ..files.data import ConceptData
 from .fusions import PROMPTS, SEED
-from .vote import Ballot, Pair
+from .observations import about
+from .study import Difference, Study
+from .vote import Ballot, Pair, Result
+
+PREFERS = {  # question -> the claim
+    "image": "people choose gradient fusion's picture more often than averaging's: more like the concept",
+    "text": "people choose gradient fusion's picture more often than averaging's: fits the words better",
+}
 
 
 def draw_ballot(
@@ -56,3 +63,16 @@ def clip_scores(ballot: Ballot, scorer: Scorer | str | None = None) -> dict[str,
 def read_scores(ballot: Ballot, read: Callable[[Pair, Image.Image], float]) -> dict[str, tuple[float, float]]:
     """pair -> a number for each of its pictures, by any reader: `lambda pair, picture: marks kept`."""
     return {pair.name: tuple(float(read(pair, picture)) for picture in pair.pictures) for pair in ballot.pairs}
+
+
+def vote_study(found: Result, base) -> Study:
+    """Table 2 b, c as a result to be saved: of each question the share above a half, with the wider of its intervals.
+
+    `base` drew the pictures; the votes themselves do not say which it was.
+    """
+    rows = [{"concept": q, "seed": 0, "value": own.share, "votes": own.votes} for q, own in found.preferred.items()]
+    study = Study("table2c", rows, about=about(base, ways=list(found.ways), raters=found.raters, alpha=found.alpha))
+    for question, own in found.preferred.items():
+        low, high = min(own.low, own.pairs[0]), max(own.high, own.pairs[1])
+        study.claim(PREFERS[question], Difference(own.share - 0.5, low - 0.5, high - 0.5, own.votes))
+    return study

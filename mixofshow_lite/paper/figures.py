@@ -31,13 +31,16 @@ from ..model import DiffusionModel
 from .binding import crop
 from .casts import Cast, concept_casts
 from .observations import DOMAINS, LOOK_ALIKES, about
-from .study import Study, tuned
+from .study import Study, difference, tuned
 from .tables import TABLE_1, by_gradient
 
 PROMPT = "photo of a {} on the beach"
 SEED = 500
 RIGHT, WRONG = "#1f8059", "#cf3644"
 PHI_0, PHI_LORA, PHI = "Φ0(P*)", "(Φ0+ΔΦ)(P*)", "Φ(P*)"
+BY_WORDS = "the words alone are more like the concept by ED-LoRA than by LoRA"
+BY_FUSION = "fused pictures are more like the concept by gradient fusion than by weight fusion"
+BY_REGIONS = "each subject in its place is more like its concept region by region than by one prompt"
 Column = tuple[str, Callable[[str], tuple[DiffusionModel, Concept]]]  # title, name of a concept -> what draws it
 
 
@@ -182,7 +185,8 @@ def figure5(studio: Studio, names: Sequence[str] = LOOK_ALIKES) -> Study:
     """Regionally controllable sampling against one prompt that names everybody."""
     fused = studio.fused(names, "ed_lora", by_gradient)
     columns = [("(a) direct sampling", fused, False), ("(b) region by region", fused, True)]
-    return studio.study("figure5", [studio.company(columns, names, "multi-concept generation")])
+    study = studio.study("figure5", [studio.company(columns, names, "multi-concept generation")])
+    return claim(study, BY_REGIONS, "(b) region by region", "(a) direct sampling")
 
 
 def figure6(studio: Studio, names: Sequence[str] = LOOK_ALIKES) -> Study:
@@ -209,7 +213,17 @@ def figure7(studio: Studio, names: Sequence[str] = LOOK_ALIKES) -> Study:
         studio.block(names, fusions, "(b) fusion type"),
         studio.company(regions, names, "(c) regionally controllable sampling"),
     ]
-    return studio.study("figure7", blocks)
+    study = studio.study("figure7", blocks)
+    claim(study, BY_WORDS, f"ED-LoRA {PHI_0}", f"LoRA {PHI_0}")
+    claim(study, BY_FUSION, f"gradient fusion {PHI}", f"weight fusion {PHI}")
+    return claim(study, BY_REGIONS, "regionally controllable sampling", "direct sampling")
+
+
+def claim(study: Study, words: str, more: str, less: str) -> Study:
+    """Record "the pictures of column `more` score higher than those of `less`": those shown, a pair for every row."""
+    rows = [row | {"seed": 0, "column": row["column"].rpartition(": ")[2]} for row in study.rows]
+    study.claim(words, difference(rows, "column", more, less))
+    return study
 
 
 FIGURES: dict[str, Callable[[Studio], Study]] = {

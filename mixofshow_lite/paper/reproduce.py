@@ -99,7 +99,7 @@ def agreement(saved: Study, again: Study) -> str:
     return f"{len(pairs)} pictures of the saved result drawn again: their alignment differs by {gap:.3f} on average"
 
 
-def voted(file: str | Path, ways: tuple[str, str] = ("averaging", "gradient fusion")) -> str:
+def voted(file: str | Path, ways: tuple[str, str] = ("averaging", "gradient fusion")) -> vote.Result:
     """Table 2 c from a file of votes; raises FileNotFoundError, with how to vote, if there is none."""
     votes = vote.read_votes(file)
     if not votes:
@@ -107,4 +107,4 @@ def voted(file: str | Path, ways: tuple[str, str] = ("averaging", "gradient fusi
             f"there are no votes in {file}: show VotePage(draw_ballot(models, concepts, data), {str(file)!r}) in a "
             "notebook, from mixofshow_lite.course.widgets and mixofshow_lite.paper.ballots, and answer its questions"
         )
-    return str(vote.result(votes, ways))
+    return vote.result(votes, ways)
