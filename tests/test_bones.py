@@ -22,7 +22,6 @@ SEEN = re.compile(r"\b[Ww]e see\b|\*\*We see\*\*")
 
 OLDER = {"opening", "answer", "sections", "predictions", "exercises", "links", "proportions"}
 EXCEPTIONS: dict[str, set[str]] = {
-    "03_ed_lora": OLDER - {"opening"},
     "04_weight_versus_gradient_fusion": OLDER - {"opening"},
     "05_regional_sampling": OLDER - {"answer", "opening", "predictions"},
 }

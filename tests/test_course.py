@@ -102,3 +102,19 @@ def test_the_optional_cell_is_skipped_with_one_sentence(tiny_base, monkeypatch, 
     assert course.on_t4(kit, wanted=True) == "sd15" and capsys.readouterr().out == ""
     monkeypatch.setattr(tiny_base, "base_id", "sd15")
     assert course.on_t4(kit, wanted=False) is tiny_base
+
+
+def test_layers_are_caught_in_order_and_let_go(tiny_base):
+    from mixofshow_lite.course.catching import caught_layers
+
+    z, context = tiny_base.noise(1, 0), tiny_base.context("a red cat")
+    with torch.no_grad(), caught_layers(tiny_base.unet) as caught:
+        tiny_base.unet(z, 500, context)
+    modules = list(cross_attention(tiny_base.unet).values())
+    assert list(caught) == sorted(caught) == list(range(len(modules)))
+    for (module, x, out), own in zip(caught.values(), modules, strict=True):
+        assert module is own and x.shape == out.shape and not own._forward_hooks
+    seen = dict(caught)
+    with torch.no_grad():
+        tiny_base.unet(z, 400, context)
+    assert all(caught[layer][1] is seen[layer][1] for layer in seen), "nothing is caught afterwards"

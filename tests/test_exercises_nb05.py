@@ -1,6 +1,5 @@
 """Exercises of notebook 05: right answers pass, each likely wrong one is refused with its hint."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -43,11 +42,7 @@ def row(*boxes, prompts=("a red cat", "a blue robot", "a green frog", "a bear"))
 THIRDS = [(0, 0.2, 0.33, 1), (0.34, 0.2, 0.66, 1), (0.67, 0.2, 1, 1)]
 RIGHT = {
     "5.1": [rewrite, lambda a, x, p, r: torch.stack([*(rewrite(a, x, p, r))])],
-    "5.2": [
-        lambda prompt: Region(prompt, box=(0, 0, 1, 1)),
-        lambda prompt: Region(prompt, mask=np.ones((4, 4)), weight=2.0),
-        lambda prompt: Region(prompt, box=(0, 0, 1, 1), feather=0.2),
-    ],
+    "5.2": [(3, 2, 1, 1), [3, 2, 1, 1], torch.tensor([3, 2, 1, 1])],
     "5.3": [row(*THIRDS), row((0, 0.1, 0.25, 0.9), (0.3, 0.1, 0.6, 1), (0.7, 0, 1, 1))],
     "5.4": [fence, lambda inside: fence(inside).float()],
 }
@@ -60,15 +55,15 @@ WRONG = {
         (lambda a, x, p, r: a(x, r[-1][0]), "whole picture"),
         (lambda a, x, p, r: a(x, p)[:3], "shape"),
         (lambda a, x, p, r: None, "returns nothing"),
+        (lambda a, x, p, r: a(x, r), "stopped with"),
     ],
     "5.2": [
-        (lambda prompt: Region(prompt, box=(0, 0, 1, 0.9)), "every cell"),
-        (lambda prompt: Region(prompt, box=(0, 0, 1, 1), weight=0.9), "below 1"),
-        (lambda prompt: Region("a cat", box=(0, 0, 1, 1)), "where the plain sample says"),
-        (lambda prompt: Region(prompt, box=(0, 0, 1, 1), end=0.5), "start and end"),
-        (lambda prompt: Region(prompt, box=(0, 0, 1, 1), negative_prompt="a blue robot"), "differ"),
-        (lambda prompt: prompt, "return mos.Region"),
-        (lambda prompt: None, "returns nothing"),
+        ((2, 1, 0, 0), "ENTIRELY"),
+        ((4, 3, 2, 2), "Count from 0"),
+        ((3, 3, 1, 1), "inwards"),
+        ((3, 1, 1, 1), "map of 8 x 8"),
+        ((3, 2, 1), "3 numbers for 4 maps"),
+        (3, "one number of a row for each map"),
     ],
     "5.3": [
         (row(*THIRDS[:2]), "three friends"),
@@ -78,6 +73,7 @@ WRONG = {
         (row((0, 0, 0.1, 1), (0.3, 0, 0.6, 1), (0.7, 0, 1, 1)), "narrower"),
         (row((0, 0, 0.3, 0.6), (0.35, 0.2, 0.65, 1), (0.7, 0.2, 1, 1)), "feet"),
         ("a red cat", "list of mos.Region"),
+        (row(*THIRDS, prompts=("a", "b", "c")), "Nobody knows what to draw"),
     ],
     "5.4": [
         (lambda inside: inside.float().T @ inside.float() > 0, "itself"),
@@ -91,6 +87,7 @@ WRONG = {
         (lambda inside: None, "returns nothing"),
     ],
 }
+MORE = {"5.2": (Region("a red cat", box=(0, 0.15, 0.5, 1)), [16, 8, 4, 2])}  # what the check gets beside the answer
 CASES = {
     "right": [(number, k) for number, answers in RIGHT.items() for k in range(len(answers))],
     "wrong": [(number, k) for number, answers in WRONG.items() for k in range(len(answers))],
@@ -98,16 +95,16 @@ CASES = {
 
 
 @pytest.mark.parametrize(("number", "k"), CASES["right"])
-def test_right_answers_pass(number, k, tiny_base, capsys):
-    course.check(number, RIGHT[number][k], *[tiny_base] * (number == "5.2"))
+def test_right_answers_pass(number, k, capsys):
+    course.check(number, RIGHT[number][k], *MORE.get(number, ()))
     assert f"Exercise {number}: right" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("number", "k"), CASES["wrong"])
-def test_wrong_answers_name_the_likely_mistake(number, k, tiny_base):
+def test_wrong_answers_name_the_likely_mistake(number, k):
     answer, hint = WRONG[number][k]
     with pytest.raises(AssertionError, match=hint):
-        course.check(number, answer, *[tiny_base] * (number == "5.2"))
+        course.check(number, answer, *MORE.get(number, ()))
 
 
 def test_every_exercise_is_tried():

@@ -1,13 +1,16 @@
-"""Notebook 05: the region rewrite, the full-picture identity, a row of friends, a fence between regions."""
+"""Notebook 05: the region rewrite, a box on maps of cells, a row of friends, a fence between regions."""
+
+import re
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...engine.masks import Region, region_weights
-from . import close, exercise
+from ...engine.masks import Region
+from . import called, close, exercise
 
 CELLS, WIDTH = 12, 5  # of the random features
+SILENT = {"an", "the", "and", "on", "in", "left", "right"}  # words that draw nothing, as single letters do
 
 
 def attend(x: Tensor, context: Tensor) -> Tensor:
@@ -36,7 +39,8 @@ def cell_by_cell(x: Tensor, prompt: Tensor, regions) -> Tensor:
 @exercise("5.1")
 def _rewrite(function) -> None:
     x, prompt, regions = features()
-    mine, wanted = function(attend, x.clone(), prompt, regions), cell_by_cell(x, prompt, regions)
+    hint = "attend takes (cells, context) and gives (cells, width); a mask picks rows of x."
+    mine, wanted = called(function, attend, x.clone(), prompt, regions, hint=hint), cell_by_cell(x, prompt, regions)
     if isinstance(mine, Tensor) and mine.shape == wanted.shape:
         inside = torch.stack([mask for _, mask in regions]).any(0)
         if torch.allclose(mine, attend(x, prompt)):
@@ -52,25 +56,29 @@ def _rewrite(function) -> None:
 
 
 @exercise("5.2")
-def _identity(function, model) -> None:
-    prompt = "a red cat in the snow"
-    region = function(prompt)
-    if region is None or region is ...:
-        raise AssertionError("The function returns nothing yet: replace the ... by a Region.")
-    if not isinstance(region, Region):
-        raise AssertionError(f"That is a {type(region).__name__}: return mos.Region(...).")
-    if region.prompt != prompt:
-        raise AssertionError(f"The region says {region.prompt!r} where the plain sample says {prompt!r}.")
-    weights = region_weights([region], 8, 8)
-    if weights.min() < 0.999:
-        what = "its weight is below 1" if region.weight < 1 else "it does not cover every cell"
-        raise AssertionError(f"Somewhere the global prompt still speaks, because {what}.")
-    if region.start > 0 or region.end < 1:
-        raise AssertionError("At some steps the global prompt speaks alone: leave start and end as they are.")
-    options = {"seed": 1, "steps": 3, "progress": False}
-    plain = model.sample(prompt, **options)[0]
-    regional = model.sample("the desert at night", regions=[region], **options)[0]
-    close(np.asarray(regional, float), np.asarray(plain, float), "The two pictures differ.", 0.01)
+def _first_rows(answer, region, sides) -> None:
+    """The first row of cells inside the region's box, on square maps of these sides."""
+    try:
+        mine = tuple(int(row) for row in answer)
+    except (TypeError, ValueError):
+        raise AssertionError("Give one number of a row for each map, as a tuple: (0, 0, 0, 0).") from None
+    if len(mine) != len(sides):
+        raise AssertionError(f"There are {len(mine)} numbers for {len(sides)} maps.")
+    inside = [region.cover(side, side) >= 0.5 for side in sides]
+    wanted = tuple(int(cells.any(1).nonzero().min()) for cells in inside)
+    top = region.bounds[1]
+    if mine == wanted:
+        return
+    if mine == tuple(row + 1 for row in wanted):
+        raise AssertionError("Count from 0: the uppermost row of a map is row 0.")
+    if mine == tuple(int(top * side) for side in sides):
+        raise AssertionError("Those rows lie partly above the box: a cell counts if it is ENTIRELY inside.")
+    if mine == tuple(round(top * side) for side in sides) or any(
+        row > first for row, first in zip(mine, wanted, strict=True)
+    ):
+        raise AssertionError("Round the edge inwards on every map: the first row that begins at or below 0.15.")
+    wrong = next(side for side, row, first in zip(sides, mine, wanted, strict=True) if row != first)
+    raise AssertionError(f"Not on the map of {wrong} x {wrong}: where does each of its rows begin, in fractions?")
 
 
 @exercise("5.3")
@@ -79,6 +87,12 @@ def _friends(regions) -> None:
         raise AssertionError("Give a list of mos.Region.")
     if len(regions) != 3:
         raise AssertionError(f"There are {len(regions)} regions: three friends need three.")
+    for region in regions:
+        spoken = [
+            word for word in re.findall(r"[\w<>]+", region.prompt.lower()) if len(word) > 1 and word not in SILENT
+        ]
+        if not spoken:
+            raise AssertionError(f"Nobody knows what to draw for {region.prompt!r}: name a friend, and the place.")
     if len({region.prompt for region in regions}) < 3:
         raise AssertionError("Two of them have the same prompt: give each friend its own.")
     cover = torch.stack([region.cover(16, 16) for region in regions])  # (3, 16, 16)
@@ -102,7 +116,7 @@ def _fence(function) -> None:
     )  # (R, T): a shared cell, a free one
     cells = range(inside.shape[1])
     wanted = torch.tensor([[_may(inside, p, q) for q in cells] for p in cells])
-    mine = function(inside)
+    mine = called(function, inside.clone(), hint="inside is (R, T) of booleans; for counting make it .float().")
     if mine is None or mine is ...:
         raise AssertionError("The function returns nothing yet: replace the ... by your lines.")
     mine = torch.as_tensor(mine)
