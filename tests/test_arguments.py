@@ -77,6 +77,7 @@ def test_the_share_of_the_prompt_inside_regions(tiny_base):
 TUNE = pairs(
     seed=[1.5, "3", None, 2**64],
     name=[3],
+    checkpoint=[3, LONG],
     words=["<a> <b>", 3],
     steps=[1.5, "x"],
     accumulate=[0, -1, 1.5],
@@ -105,7 +106,12 @@ RECIPE = pairs(
     unet_lora=["(", 3],
     lr_words=[math.nan, math.inf, -1, "x"],
     weight_decay=[-1],
-    zoom=[(2, 1), (0, 0), (1,)],
+    zoom=[(2, 1), (0, 0), (1,), 3, "x"],
+    framing=["x", None, 3],
+    templates=["x", 3],
+    down_std=[math.nan, -1, 0],
+    layerwise=["x", None],
+    flip=[1],
     freeze_norm=[0, math.nan],
     background=[-1, math.nan],
     attention=[math.nan],
@@ -116,6 +122,11 @@ RECIPE = pairs(
 @pytest.mark.parametrize(("name", "value"), RECIPE)
 def test_recipes(name, value):
     assert f"ed_lora.{name}" in refused(replace, RECIPES["ed_lora"], **{name: value})
+
+
+def test_a_recipe_has_a_name():
+    for name in ("", " ", None, 3):
+        assert "The recipe is called" in refused(replace, RECIPES["ed_lora"], name=name)
 
 
 GRADIENT = pairs(
@@ -203,7 +214,7 @@ def test_paths_previews_and_precisions(tiny_base, small, tmp_path):
 
 
 def test_side_by_side():
-    for subjects in ([], "ab", [1], [None]):
+    for subjects in ([], "ab", [1], [None], ["a", " "]):
         refused(mos.side_by_side, subjects)
     refused(mos.side_by_side, ["a", "b"], place=3)
     for start in (1, 2, -1):
@@ -220,6 +231,23 @@ def test_a_center_node_s_file(tiny_base, small, tmp_path, text):
     for members in (about["members"] * 2, [{"folder": str(tmp_path), "weight": 1}], [{"folder": "../x", "weight": 1}]):
         file.write_text(json.dumps(about | {"members": members}))
         assert "a member is there twice or elsewhere" in refused(CenterNode.load, tmp_path / "node", tiny_base)
+    for members in (None, 3, "x", [3], [{"folder": 3, "weight": 1}], [about["members"][0] | {"weight": math.nan}]):
+        file.write_text(json.dumps(about | {"members": members}))
+        assert "center.json cannot be read" in refused(CenterNode.load, tmp_path / "node", tiny_base)
+
+
+def test_a_center_node_s_arguments(tiny_base, small, tmp_path):
+    for folder in (3, LONG, "a\0b"):
+        for call in (lambda f: CenterNode(tiny_base, f), lambda f: CenterNode.load(f, tiny_base)):
+            refused(call, folder)
+    assert "no model" in refused(CenterNode, None)
+    node = CenterNode(tiny_base)
+    node.join(small)
+    for gone in (None, 3, "nobody", small.words):
+        for call in (node.leave, lambda who: node.reweight(who, 2)):
+            assert "no member" in refused(call, gone)
+    for weight in ("x", None, math.nan, -1):
+        assert "weights=" in refused(node.reweight, "bibi", weight)
 
 
 CANVAS = pairs(
@@ -230,6 +258,8 @@ CANVAS = pairs(
     guidance=["x", math.nan],
     every=[0],
     background=[3, (3,), "nowhere.png", "/etc/passwd"],
+    size=["x", (0, 4), (64,), 10**6, 1.5],
+    regions=[3, "x", mos.Region("a", box=(0, 0, 1, 1))],
 )
 
 

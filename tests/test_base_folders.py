@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -103,5 +104,29 @@ def test_devices_precisions_names_and_checksums(folder):
         assert "no device cuda" in refused(folder, device="cuda")
     assert "no precision" in refused(folder, dtype="float32")
     assert "no base model" in refused("x" * 5000) and "no base model" in refused("x" * 300)
-    (folder / "SHA256SUMS").write_bytes(b"\xff\xfe  unet/config.json")
+    (folder / "SHA256SUMS").write_text("0" * 64 + "  unet/config.json")
     assert "is damaged" in refused(folder)
+    for line in (b"\xff\xfe  unet/config.json", b"unet/config.json", b"\xff\xfe\xff"):
+        (folder / "SHA256SUMS").write_bytes(line)
+        assert "a line that is no checksum" in refused(folder)
+
+
+def store(file, dtype):
+    """Write a network's weights again in another dtype."""
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("net", ["unet", "text_encoder", "vae"])
+def test_weights_of_8_bits_are_told_and_whole_numbers_refused(folder, net):
+    """torch makes numbers of both without a word; of whole numbers they are not the model's."""
+    file = next((folder / net).glob("*.safetensors"))
+    store(file, torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        mos.load_base(folder, device="cpu")
+    store(file, torch.float8_e4m3fn)
+    with pytest.warns(UserWarning, match=f"weights of .*{net}.* have 8 bits") as told:
+        mos.load_base(folder, device="cpu")
+    assert len([w for w in told if "8 bits" in str(w.message)]) == 1
+    store(file, torch.int8)
+    assert "stored as whole numbers (I8)" in refused(folder)

@@ -74,7 +74,7 @@ def test_join_and_leave(tiny_base, three, fresh, sampled):
     node.leave(three[2])
     assert not any("dodo" in key for key in node.memory.kept)
     assert spread(node.fuse(exact=True, progress=False), fresh[2]) == 0
-    with pytest.raises(KeyError, match="no member"):
+    with pytest.raises(ValueError, match="no member"):
         node.leave("dodo")
 
 
@@ -102,7 +102,7 @@ def test_reweight(tiny_base, three):
     for weight in (-1, math.nan):
         with pytest.raises(ValueError, match="one number >= 0"):
             node.reweight("coco", weight)
-    with pytest.raises(KeyError, match="no member"):
+    with pytest.raises(ValueError, match="no member"):
         node.reweight("dodo", 1)
     assert node.weights == {"bibi": 1.0, "coco": 3.0}
 
@@ -322,6 +322,60 @@ def test_a_damaged_node_is_one_sentence(tiny_base, three, tmp_path, damage, erro
     with pytest.raises(error, match=message) as caught:
         CenterNode.load(folder, tiny_base)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_a_file_is_told_and_nobody_leaves(tiny_base, three, tmp_path):
+    """Whoever leaves is deleted: where that cannot be done, the member stays, and one sentence says why."""
+    for name in ("concepts", "statistics"):
+        folder = tmp_path / name / "node"
+        node = CenterNode(tiny_base, folder, **SETTINGS)
+        for concept in three[:2]:
+            node.join(concept)
+        whole = (folder / "center.json").read_text()
+        shutil.rmtree(folder / name)
+        (folder / name).write_text("x")
+        with pytest.raises(NotADirectoryError, match=f"{name} is a file, no folder"):
+            CenterNode.load(folder, tiny_base)
+        if name == "concepts":
+            for act in (lambda: node.leave("coco"), lambda: node.join(three[2]), lambda: node.reweight("coco", 2)):  # noqa: B023
+                with pytest.raises(NotADirectoryError, match="concepts is a file, no folder"):
+                    act()
+        assert list(node.members) == ["bibi", "coco"] and (folder / "center.json").read_text() == whole
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError, match="file is a file, no folder"):
+        CenterNode(tiny_base, tmp_path / "file", **SETTINGS)
+
+
+def test_a_member_whose_folder_is_gone_is_told(tiny_base, three, tmp_path):
+    """center.json never names what is not there; the one who is gone may leave, and the node can be saved elsewhere."""
+    node = CenterNode(tiny_base, tmp_path / "node", **SETTINGS)
+    for concept in three[:2]:
+        node.join(concept)
+    shutil.rmtree(center.concept_folder(tmp_path / "node", node.members["bibi"]))
+    with pytest.raises(FileNotFoundError, match="where 'bibi' was kept, is gone"):
+        node.leave("coco")
+    assert CenterNode.load(node.save(tmp_path / "other"), tiny_base).weights == {"bibi": 1.0, "coco": 1.0}
+    node.leave("bibi")
+    assert list(CenterNode.load(tmp_path / "other", tiny_base).members) == ["coco"]
+
+
+def test_a_node_without_members_survives_a_copy_that_drops_empty_folders(tiny_base, tmp_path):
+    CenterNode(tiny_base, tmp_path / "node", **SETTINGS)
+    shutil.rmtree(tmp_path / "node/concepts")
+    shutil.rmtree(tmp_path / "node/statistics")
+    assert CenterNode.load(tmp_path / "node", tiny_base).members == {}
+
+
+def test_two_members_of_one_name_are_told(tiny_base, three, tmp_path):
+    node = CenterNode(tiny_base, tmp_path / "node", **SETTINGS)
+    node.join(three[0])
+    folder = center.concept_folder(tmp_path / "node", node.members["bibi"])
+    shutil.copytree(folder, folder.with_name("twin"))
+    about = json.loads((tmp_path / "node/center.json").read_text())
+    about["members"].append({"folder": "twin", "weight": 1})
+    (tmp_path / "node/center.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="two members called 'bibi'"):
+        CenterNode.load(tmp_path / "node", tiny_base)
 
 
 def test_another_base_is_refused(tiny_base, three, tmp_path):

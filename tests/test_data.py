@@ -1,9 +1,11 @@
 """The data a client brings: pictures, captions, masks, and what is said when they are wrong."""
 
 import json
+import os
 import shutil
 import unicodedata
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,7 +149,7 @@ def test_transparency_is_white_and_a_mask_unless_one_is_given(tmp_path):
     assert np.array_equal(np.asarray(data.masks[4]), cut_out[..., 3])
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "5.png")
     (tmp_path / "5.txt").write_text("<TOK>")
-    with pytest.raises(ValueError, match="mask of 5.png in .* is empty"):
+    with pytest.raises(ValueError, match="5.png is transparent everywhere"):
         ConceptData(tmp_path)
 
 
@@ -306,6 +308,8 @@ def test_what_belongs_to_no_picture_is_told_once_a_kind(tmp_path):
     for name in ("b.png", "c.png"):
         white(tmp_path / "masks" / name)
     (tmp_path / "metadata.json").write_text("[]")
+    (tmp_path / "masks/a.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "masks/Thumbs.db").write_bytes(b"")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     picture(tmp_path / "10_cat" / "x.jpg")
     data, warned = said(tmp_path)
@@ -315,8 +319,19 @@ def test_what_belongs_to_no_picture_is_told_once_a_kind(tmp_path):
         "2 masks in F belong to no picture, e.g. masks/b.png",
         "Folders in F are not read",
         "Left aside in F, no pictures",
+        "Left aside in F/masks, no pictures",
         "metadata.json in F is not read",
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+@pytest.mark.parametrize("name", ["metadata.jsonl", "a.txt", "masks/a.png", "b.jpg"])
+def test_a_pipe_is_told_and_nobody_waits_for_it(tmp_path, name):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "masks").mkdir()
+    os.mkfifo(tmp_path / name)
+    data, warned = said(tmp_path)
+    assert data.files == ["a.jpg"] and [Path(name).name in text for text in warned if "Left aside" in text] == [True]
 
 
 def test_a_trainer_s_folder_of_folders_is_explained(tmp_path):

@@ -325,6 +325,31 @@ def test_numbers_of_another_kind(tiny_base, concept, tmp_path, dtype):
     assert f"a tensor of {str(dtype).removeprefix('torch.')}" in refused(tmp_path / "x.safetensors", tiny_base)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_of_8_bits_are_told_wherever_they_come_in(tiny_base, concept, tmp_path, dtype):
+    """They are read, rounded: a file of 16 or 32 bits says nothing, one of 8 bits one sentence."""
+    write(concept, "kohya", tmp_path / "x.safetensors")
+    folder = concept.save(tmp_path / "bibi")
+    words = official(concept)
+    readers = {
+        tmp_path / "x.safetensors": lambda file: Concept.from_lora(file, tiny_base, "rabbit", verbose=False),
+        folder / "concept.safetensors": lambda file: Concept.load(file.parent),
+    }
+    for file, read in readers.items():
+        stored = load_file(file)
+        for kind, count in ((torch.float16, 0), (dtype, 1)):
+            save_file({name: tensor.to(kind) for name, tensor in stored.items()}, file)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                read(file)
+            assert len([w for w in said if f"have 8 bits ({str(kind)[6:]})" in str(w.message)]) == count
+    rows = words["params"]["new_concept_embedding"]
+    words["params"]["new_concept_embedding"] = {word: row.to(dtype) for word, row in rows.items()}
+    torch.save(words, tmp_path / "x.pth")
+    with pytest.warns(match="2 of 2 tensors of the words in x.pth have 8 bits"):
+        Concept.from_official(tmp_path / "x.pth", tiny_base, verbose=False)
+
+
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [

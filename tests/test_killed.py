@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from test_center import SETTINGS
 from test_demo import write_concept
+from test_vote import toy_ballot
 from tiny import make_concept
 from tiny_clip import build_clip
 
@@ -24,6 +25,7 @@ from mixofshow_lite.center import CenterNode
 from mixofshow_lite.cli import main
 from mixofshow_lite.engine.checkpoint import Checkpoint
 from mixofshow_lite.engine.resume import tune_once
+from mixofshow_lite.paper.vote import asks, read_votes
 
 KILLS = int(os.environ.get("KILLS", 3))
 
@@ -206,6 +208,38 @@ def test_fusing_again_and_sampling(tiny_base, tiny_folder, tmp_path, monkeypatch
     first = contents(tmp_path / "p")
     kill_often(draw, all_whole, takes, seed=4)
     assert len(contents(tmp_path / "p")) >= 20
+
+
+def test_the_vote(tmp_path):
+    """Every answer that the page has taken is on the disk, and the same name goes on where it stopped."""
+    widgets = pytest.importorskip("mixofshow_lite.course.widgets")
+    ballot = toy_ballot(30)
+
+    def act(name="a"):
+        page = widgets.VotePage(ballot, tmp_path / name / "votes.jsonl", "ada")
+        taken = os.open(tmp_path / f"{name}.taken", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        while page._question:
+            asked = (page._question["at"], page._question["kind"])
+            page.answer(sum(map(ord, str(asked))) % 2)
+            os.write(taken, f"{asked}\n".encode())
+
+    def check():
+        found = votes("b")
+        known = (tmp_path / "b.taken").read_text().splitlines() if (tmp_path / "b.taken").exists() else []
+        assert set(known) <= found.keys() and len(found) <= len(known) + len(counts) + 1
+        assert found.items() <= votes("a").items()
+        counts.append(len(found))
+
+    def votes(name):
+        numbers = {(ask.pair.name, ask.question): i for i, ask in enumerate(asks(ballot, "ada"))}
+        read = read_votes(tmp_path / name / "votes.jsonl")
+        return {str((numbers[v["pair"], v["question"]], v["question"])): v["choice"] for v in read}
+
+    counts = []
+    takes = timed(act)
+    assert len(votes("a")) == 60
+    kill_often(lambda: act("b"), check, takes, seed=6)
+    assert counts == sorted(counts) and counts[-1] == 60  # no vote is ever lost
 
 
 def test_the_demo(tiny_base, tmp_path, monkeypatch):

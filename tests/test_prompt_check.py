@@ -13,6 +13,7 @@ from tiny import make_concept
 
 import mixofshow_lite as mos
 from mixofshow_lite.engine import evaluation
+from mixofshow_lite.engine.recipes import RECIPES
 from mixofshow_lite.files import prompt_check
 from mixofshow_lite.files.concept import bind
 
@@ -145,8 +146,46 @@ def test_tuned_words_are_different(tiny_base, data):
         mos.tune(tiny_base, data, words=("<a>", "<a>"), steps=1, progress=False)
     with pytest.raises(ValueError, match="cannot be a concept word"):
         mos.tune(tiny_base, data, words=("<a>", 3), steps=1, progress=False)
-    with pytest.raises(TypeError, match="A concept has a text as its name"):
-        mos.tune(tiny_base, data, name=3, steps=1, progress=False)
+    with pytest.raises(TypeError, match="give a list of texts"):
+        mos.tune(tiny_base, data, words="<a> <b>", steps=1, progress=False)
+
+
+@pytest.mark.parametrize("name", [3, "", "  ", "x" * 101])
+def test_a_concept_s_name_is_one(tiny_base, data, name):
+    """It becomes a folder and words, so that a name that cannot be is told before anything is tuned."""
+    with pytest.raises(ValueError, match="give the concept a name"):
+        mos.tune(tiny_base, data, name=name, steps=1, progress=False)
+
+
+def test_words_that_no_folder_could_give_back_are_not_tuned(tiny_base, data, concept):
+    data.name = "x" * 120  # of a folder
+    with pytest.raises(ValueError, match="cannot be a concept word.* up to 100 characters"):
+        mos.tune(tiny_base, data, steps=1, progress=False)
+    with pytest.raises(ValueError, match="do not fit"):
+        concept.renamed(words=("<" + "x" * 100 + ">", "<b>"))
+
+
+def starting(*init):
+    return replace(RECIPES["ed_lora"], init=init, rank=1, batch=1)
+
+
+@pytest.mark.parametrize("like", ["", "  ", "<bibi1>", "CLASS", " rand"])
+def test_words_start_as_something(tiny_base, data, like):
+    with pytest.raises(ValueError, match="A word of ed_lora cannot start as .*: write 'rand', 'class' or"):
+        mos.tune(tiny_base, data, starting("rand", like), steps=1, progress=False)
+
+
+def test_a_start_that_the_base_does_not_know_is_told(tiny_base, data):
+    def tune(base, like):
+        return told(lambda: mos.tune(base, data, starting("rand", like), steps=1, progress=False))
+
+    assert not tune(tiny_base, "dog") and not tune(tiny_base, "red dog")
+    (said,) = tune(tiny_base, "zzz")
+    assert "has no word 'zzz'" in said and "the mean of its 3 pieces" in said
+    base = tiny_base.copy()
+    base.known_words, base.warned = frozenset({"a", "cat"}), set()
+    (said,) = tune(base, "dog")
+    assert "does not know (how a word of ed_lora starts): dog" in said
 
 
 def test_a_class_word_the_base_does_not_know(tiny_base, data):
@@ -201,6 +240,26 @@ def test_texts_of_a_lora_are_texts(tiny_base, concept, tmp_path, texts):
     file = concept.to_lora(tmp_path / "x.safetensors")
     with pytest.raises(TypeError, match="is no text"):
         mos.Concept.from_lora(file, tiny_base, **texts)
+
+
+BLANK = [{"class_word": "  "}, {"class_word": "\n"}, {"class_word": "cat", "phrase": " "}, {"class_word": "x" * 501}]
+
+
+@pytest.mark.parametrize("texts", [*BLANK, {"class_word": "<TOK>"}, {"class_word": "cat", "phrase": "a <TOK>"}])
+def test_texts_of_a_lora_can_stand_in_a_prompt(tiny_base, concept, tmp_path, texts):
+    file = concept.to_lora(tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="cannot stand in a prompt"):
+        mos.Concept.from_lora(file, tiny_base, **texts)
+
+
+def test_something_wakes_a_lora(tiny_base, concept, tmp_path):
+    file = concept.to_lora(tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="Nothing says how a prompt wakes this LoRA"):
+        mos.Concept.from_lora(file, tiny_base, "")
+    with pytest.raises(ValueError, match="The class word '<cat>' is none"):
+        mos.Concept.from_lora(file, tiny_base, "<cat>")
+    assert mos.Concept.from_lora(file, tiny_base, "", phrase="sks cat", verbose=False).phrase == "sks cat"
+    assert mos.Concept.from_lora(file, tiny_base, "cat", verbose=False).phrase == "cat"
 
 
 def test_what_was_cut_is_read_back_as_text(tiny_base):

@@ -418,10 +418,12 @@ def test_the_official_syntax_is_read_and_never_evaluated():
         "[a]-*-[b]-*-[__import__('os').getpid(), 0, 1, 1]",
         "[a]-*-[b]-*-[1, 2, 3]",
         "[a]-*-[b]",
-        "[a]-*-[b]-*-[0, 0, 600, 512]",
     ):
         with pytest.raises(ValueError, match="region"):
             parse_regions(bad, 512, 512)
+    for box in ("0, 0, 600, 512", "5, 0, 5, 9", "0, -1, 9, 9", "nan, 0, 1, 1"):  # in the words it was written in
+        with pytest.raises(ValueError, match=rf"the box \[{box}\]: give .* 0 <= y1 < y2 <= 512 .* pixels of this"):
+            parse_regions(f"[a]-*-[b]-*-[{box}]", 512, 512)
 
 
 @pytest.mark.parametrize("wrong", [{"prompt": "a cat", "box": (0, 0, 1, 1)}, "a cat", (0, 0, 1, 1), None, 3])
@@ -447,6 +449,37 @@ def test_what_is_no_region_is_told_so(tiny_base, wrong):
 def test_fields_of_another_type_are_named(fields):
     with pytest.raises(TypeError, match="(prompt.*region|region.*(weight|end)).*: give a (text|number)"):
         Region(**fields, box=(0, 0, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("box", (0, 0, math.nan, 1)),
+        ("box", (0, 0, 3, 1)),
+        ("box", None),
+        ("mask", np.full((8, 8), np.nan)),
+        ("mask", "nowhere.png"),
+        ("weight", math.nan),
+        ("start", 1),
+        ("prompt", None),
+    ],
+)
+def test_what_is_put_into_a_region_later_is_checked_when_it_is_used(tiny_base, field, value):
+    region = Region("a cat", mask=np.ones((8, 8))) if field == "mask" else Region("a cat", box=(0, 0, 1, 1))
+    setattr(region, field, value)
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match="region"):
+        tiny_base.sample("a", steps=1, regions=[region], progress=False)
+
+
+def test_a_mask_that_is_put_into_a_region_later_is_read(tiny_base):
+    half = np.zeros((64, 64), np.uint8)
+    half[:, :32] = 255
+    later, soft = Region("a cat", mask=np.ones((8, 8))), np.linspace(0.1, 0.9, 64, dtype=np.float32).reshape(8, 8)
+    later.mask = half
+    assert close(draw(tiny_base, "a dog", [later]), draw(tiny_base, "a dog", [Region("a cat", mask=half)]))
+    checked = Region("a cat", mask=soft)
+    draw(tiny_base, "a dog", [checked])
+    assert np.array_equal(checked.mask, soft)
 
 
 def test_masks_on_a_network_s_way_and_long_prompts():

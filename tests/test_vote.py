@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from collections import Counter
 
 import numpy as np
@@ -87,6 +88,34 @@ def test_a_line_that_was_cut_loses_no_other_vote(tmp_path, cut):
     file.write_bytes(file.read_bytes()[: len(whole) + cut])  # killed while it wrote the second
     vote.add_vote(file, ballot, "ada", third, 1)
     assert {v["pair"] for v in vote.read_votes(file)} >= {first.pair.name, third.pair.name}
+
+
+def test_votes_are_never_added_to_something_else(tmp_path):
+    ballot, ask = toy_ballot(), vote.asks(toy_ballot(), "ada")[0]
+    (tmp_path / "thesis.txt").write_text("ten years")
+    (tmp_path / "other.jsonl").write_text('{"file_name": "a.png"}\n')
+    for name, error, match in (
+        ("thesis.txt", FileExistsError, "holds something else than votes"),
+        ("other.jsonl", FileExistsError, "holds something else than votes"),
+        (".", FileExistsError, "no file that votes can be added to"),
+        ("thesis.txt/votes", NotADirectoryError, "is a file, no folder"),
+    ):
+        with pytest.raises(error, match=match):
+            vote.add_vote(tmp_path / name, ballot, "ada", ask, 0)
+    assert (tmp_path / "thesis.txt").read_text() == "ten years" and len(list(tmp_path.iterdir())) == 2
+    for start in (b"", b"\n", vote.BEGINNING[:4], vote.BEGINNING + b"bo"):  # a first vote that was cut
+        (tmp_path / "votes.jsonl").write_bytes(start)
+        vote.add_vote(tmp_path / "votes.jsonl", ballot, "ada", ask, 0)
+        assert len(vote.read_votes(tmp_path / "votes.jsonl")) == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+def test_a_vote_that_is_not_on_the_disk_is_told(tmp_path, monkeypatch):
+    ballot, ask = toy_ballot(), vote.asks(toy_ballot(), "ada")[0]
+    monkeypatch.setattr(vote, "check_votes_file", lambda file: None)
+    (tmp_path / "votes").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"Could not write .*votes \(No space left on device\): free some space"):
+        vote.add_vote(tmp_path / "votes", ballot, "ada", ask, 0)
 
 
 def vote_all(ballot, file, rater):

@@ -47,7 +47,7 @@ from tempfile import TemporaryDirectory
 from safetensors.torch import save_file
 
 from ..engine.tuning import recipe_for, tune
-from ..files.concept import WORD, Concept, tensors_of
+from ..files.concept import Concept, is_word, tensors_of
 from ..files.data import ConceptData
 from ..model import DiffusionModel, load_base
 from .node import CenterNode
@@ -144,7 +144,7 @@ def check(concept: Concept, base: DiffusionModel) -> None:
         raise ValueError(
             f"{concept.name!r} {what}, the center fuses on {base.base_id} ({base.fingerprint}): tune it there."
         )
-    strange = next((word for word in concept.words if not WORD.fullmatch(word)), None)
+    strange = next((word for word in concept.words if not is_word(word)), None)
     if strange is not None:
         raise ValueError(f"{strange!r} of {concept.name!r} is no concept word: write it like <bibi1>.")
     if not abs(concept.scale) < 100:  # nor NaN; 1 is usual

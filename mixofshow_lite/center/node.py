@@ -32,14 +32,15 @@ from pathlib import Path
 
 import torch
 
+from ..engine.arguments import as_path, is_number, shown
 from ..engine.fusion import algebra
 from ..engine.fusion.gradient import CONTEXT, PLAIN, SPATIAL, gradient_fusion, state
 from ..engine.fusion.memory import Memory, digest, file_name
 from ..engine.fusion.report import FusionReport
 from ..engine.fusion.settings import Settings
 from ..engine.fusion.weight import check
-from ..files.concept import Concept
-from ..files.writing import write_text
+from ..files.concept import Concept, check_is_model
+from ..files.writing import make_folder, write_text
 from ..model import DiffusionModel
 
 
@@ -66,6 +67,7 @@ class CenterNode:
     """
 
     def __init__(self, base: DiffusionModel, folder: str | Path | None = None, **settings):
+        check_is_model(base)
         self.base = base
         self.settings = Settings.of(**settings)
         self.members: dict[str, Concept] = {}  # name -> concept
@@ -73,7 +75,7 @@ class CenterNode:
         self.folder: Path | None = None
         self.memory = Memory()
         if folder is not None:
-            if (Path(folder) / "center.json").exists():
+            if (as_path(folder) / "center.json").exists():
                 raise FileExistsError(f"{folder} holds a center node already: use CenterNode.load, or another folder.")
             self.save(folder)
 
@@ -92,7 +94,10 @@ class CenterNode:
         self._commit(self.members | {concept.name: concept}, self.weights | {concept.name: float(weight)})
 
     def leave(self, concept: Concept | str) -> None:
-        """Let a client go and forget all that was kept of it; raises KeyError if it is no member."""
+        """Let a client go and forget all that was kept of it.
+
+        Raises ValueError if it is no member, OSError if the node's folder is not as it left it.
+        """
         name = self._member(concept)
         gone = self.members[name]
         self._commit(
@@ -103,10 +108,10 @@ class CenterNode:
             shutil.rmtree(concept_folder(self.folder, gone), ignore_errors=True)
 
     def reweight(self, concept: Concept | str, weight: float) -> None:
-        """Give a member another weight (1 at first); raises KeyError or ValueError."""
-        weights = self.weights | {self._member(concept): float(weight)}
+        """Give a member another weight (1 at first); raises ValueError if it is no member or the weight is none."""
+        weights = self.weights | {self._member(concept): weight}
         check(self.base, list(self.members.values()), list(weights.values()))
-        self._commit(self.members, weights)
+        self._commit(self.members, {name: float(number) for name, number in weights.items()})
 
     def fuse(self, exact: bool = False, progress: bool = True) -> DiffusionModel:
         """The members' fused model; `exact` samples again those members whose recordings other members have changed."""
@@ -134,13 +139,13 @@ class CenterNode:
 
     def save(self, folder: str | Path) -> Path:
         """Write the whole node to `folder`; from now on it is kept up to date there. Raises OSError on a full disk."""
-        folder = Path(folder)
+        folder = as_path(folder)
         if folder == self.folder:
             self._commit(self.members, self.weights)
             return folder
         if (folder / "center.json").exists():
             raise FileExistsError(f"{folder} holds another center node: choose another folder.")
-        (folder / "concepts").mkdir(parents=True, exist_ok=True)
+        make_folder(folder / "concepts")
         memory = Memory(folder / "statistics")
         memory.forget()
         for concept in self.members.values():
@@ -153,31 +158,21 @@ class CenterNode:
 
     @classmethod
     def load(cls, folder: str | Path, base: DiffusionModel) -> "CenterNode":
-        """The node as it was when it was last heard of; raises FileNotFoundError or ValueError with one sentence."""
-        folder = Path(folder)
-        if not (folder / "center.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no center node (center.json is missing): give the folder it saved."
-            )
-        try:
-            about = json.loads((folder / "center.json").read_text(encoding="utf-8"))
-            if (about["format"], about["version"]) != ("mixofshow-center", 1):
-                raise ValueError("unknown format")
-            settings = Settings(**about["settings"])
-            members = {entry["folder"]: float(entry["weight"]) for entry in about["members"]}
-            if len(members) < len(about["members"]) or any(Path(name).name != name for name in members):
-                raise ValueError("a member is there twice or elsewhere")
-            made_for, fingerprint = about["base_id"], about["fingerprint"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{folder / 'center.json'} cannot be read ({error}): restore it from a copy.") from error
+        """The node as it was when it was last heard of; raises OSError or ValueError with one sentence."""
+        folder, node = as_path(folder), cls(base)
+        node.settings, members, made_for, fingerprint = read_about(folder)
         if fingerprint and base.fingerprint and fingerprint != base.fingerprint:
             raise ValueError(
                 f"The center node in {folder} was made for {made_for}, the base here is {base.base_id}: load that base."
             )
-        node = cls(base)
-        node.settings, node.folder = settings, folder
+        node.folder = folder
+        make_folder(folder / "concepts")  # a copy of a node without members may have lost it
         for name, weight in members.items():
             concept = Concept.load(folder / "concepts" / name)
+            if concept.name in node.members:
+                raise ValueError(
+                    f"{folder} has two members called {concept.name!r}: restore its center.json from a copy."
+                )
             node.members[concept.name], node.weights[concept.name] = concept, weight
         node.memory = Memory(folder / "statistics")
         node._sweep()
@@ -199,17 +194,26 @@ class CenterNode:
         return sorted(name for (name, at), s in self.memory.kept.items() if at == SPATIAL and s.made_with != now)
 
     def _member(self, concept: Concept | str) -> str:
-        name = concept if isinstance(concept, str) else concept.name
+        name = concept.name if isinstance(concept, Concept) else concept
+        if not isinstance(name, str):
+            raise TypeError(f"{shown(concept)} is no member of a center node: give a Concept or its name.")
         if name not in self.members:
-            raise KeyError(
-                f"{name!r} is no member of this center node: its members are {', '.join(self.members) or 'none'}."
+            raise ValueError(
+                f"{shown(name)} is no member of this center node: its members are {', '.join(self.members) or 'none'}."
             )
         return name
 
     def _commit(self, members: dict[str, Concept], weights: dict[str, float]) -> None:
-        """Make this the membership: on disk first, in one step, then here."""
+        """Make this the membership: on disk first, in one step, then here; what it names there has to be there."""
         if self.folder is not None:
-            listed = [{"folder": concept_folder(self.folder, c).name, "weight": weights[n]} for n, c in members.items()]
+            kept = {name: concept_folder(self.folder, concept) for name, concept in members.items()}
+            make_folder(self.folder / "concepts")
+            lost = next((name for name, place in kept.items() if not (place / "concept.json").is_file()), None)
+            if lost is not None:
+                raise FileNotFoundError(
+                    f"{kept[lost]}, where {lost!r} was kept, is gone: put it back, or save the node to another folder."
+                )
+            listed = [{"folder": place.name, "weight": weights[name]} for name, place in kept.items()]
             about = {"format": "mixofshow-center", "version": 1, "base_id": self.base.base_id}
             about |= {"fingerprint": self.base.fingerprint, "settings": self.settings.as_dict(), "members": listed}
             write_text(self.folder / "center.json", json.dumps(about, indent=2) + "\n")
@@ -225,6 +229,29 @@ class CenterNode:
             self.memory.forget(concept=name)
         for path in [*(self.folder / "statistics").glob("*.part"), *self.folder.glob("*.part")]:
             path.unlink(missing_ok=True)
+
+
+def read_about(folder: Path) -> tuple[Settings, dict[str, float], str, str]:
+    """center.json of a node: settings, folder of each member -> its weight, and the base's id and fingerprint."""
+    file = folder / "center.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no center node (center.json is missing): give the folder it saved.")
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        if (about["format"], about["version"]) != ("mixofshow-center", 1):
+            raise ValueError("unknown format")
+        settings, made_for, fingerprint = Settings(**about["settings"]), about["base_id"], about["fingerprint"]
+        members = {entry["folder"]: entry["weight"] for entry in about["members"]}
+        if len(members) < len(about["members"]) or any(Path(name).name != name for name in members):
+            raise ValueError("a member is there twice or elsewhere")
+        if not all(is_number(weight, 0) for weight in members.values()):
+            raise ValueError("a weight is no number >= 0")
+        if not isinstance(made_for, str) or not isinstance(fingerprint, str):
+            raise ValueError("its base is no text")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        why = error if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{file} cannot be read ({why}): restore it from a copy.") from error
+    return settings, {name: float(weight) for name, weight in members.items()}, made_for, fingerprint
 
 
 def concept_folder(folder: Path, concept: Concept) -> Path:

@@ -41,6 +41,12 @@ class Region:
     feather: float = 0.0  # width over which its edges fade, in fractions of the picture; 0 is a hard edge
 
     def __post_init__(self):
+        self.check()
+        if self.mask is not None:
+            self.mask = to_mask(self.mask, self.prompt)
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError with one sentence if anything is off, also what was put there later."""
         for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt or "")):
             if not isinstance(text, str):
                 raise TypeError(f"The {name} of a region is {type(text).__name__}: give a text.")
@@ -61,9 +67,7 @@ class Region:
             raise ValueError(
                 f"The region {called(self.prompt)} has feather {self.feather}: give a fraction of the picture, 0..1."
             )
-        if self.mask is not None:
-            self.mask = to_mask(self.mask, self.prompt)
-        else:
+        if self.box is not None:
             self.box = to_box(self.box, self.prompt)
 
     @property
@@ -115,7 +119,7 @@ def to_box(box: Sequence[float], prompt: str) -> tuple[float, float, float, floa
 
 
 def check_regions(regions: Sequence[Region]) -> list[Region]:
-    """The regions as a list; TypeError on what is none."""
+    """The regions as a list, each checked again; TypeError on what is none, ValueError on what is off in one."""
     if isinstance(regions, (Region, str, bytes, Mapping)) or not isinstance(regions, Iterable):
         raise TypeError(f"regions is a {type(regions).__name__}: give a list, regions=[Region(...), ...].")
     regions = list(regions)
@@ -123,7 +127,17 @@ def check_regions(regions: Sequence[Region]) -> list[Region]:
     if wrong:
         shown = shorten(repr(wrong[0]), 80)
         raise TypeError(f"{shown} is no Region: write Region(prompt, box=(left, top, right, bottom)), or with a mask.")
+    for region in regions:
+        region.check()
+        if region.mask is not None and not is_read(region.mask):
+            region.mask = to_mask(region.mask, region.prompt)
     return regions
+
+
+def is_read(mask) -> bool:
+    """Whether a mask is as `to_mask` leaves it."""
+    plain = isinstance(mask, np.ndarray) and mask.dtype == np.float32 and mask.ndim == 2 and mask.size > 0
+    return plain and 0 <= mask.min() and 0 < mask.max() <= 1
 
 
 def to_mask(mask: np.ndarray | Image.Image | str | Path, prompt: str) -> np.ndarray:
@@ -195,7 +209,7 @@ def side_by_side(
     While `friends` lasts each prompt says where its subject stands and that it is not alone, "a red cat
     on the left and a friend on the beach": that early it is decided how many bodies there are, and a model that is told
     of one draws one. After that it names its subject only, "a red cat on the beach", as in the paper. 0 does so from
-    the start, 1 never. Raises ValueError on `friends` outside 0..1, and where a Region does.
+    the start, 1 never. Raises ValueError on `friends` outside 0..1 or an empty subject, and where a Region does.
 
         subjects "a red cat", "a blue robot"    place "on the beach"    -> 4 regions: 2 with friends, 2 without
     """
@@ -205,6 +219,8 @@ def side_by_side(
         raise ValueError(f"start is {start}: give the fraction of the steps before the regions, 0 <= start < 1.")
     if isinstance(subjects, str) or not subjects or not all(isinstance(text, str) for text in (*subjects, place)):
         raise TypeError('The subjects are a list of texts, and the place is a text: side_by_side(["a cat", "a dog"]).')
+    if not all(who.strip() for who in subjects):
+        raise ValueError(f"A subject of {list(subjects)} is empty: say who stands there, such as 'a red cat'.")
     n, regions = len(subjects), []
     others = {1: "", 2: " and a friend", 3: " and two friends"}.get(n, " and friends")
     friends = friends if n > 1 else 0.0
@@ -237,6 +253,11 @@ def parse_regions(text: str, height: int, width: int) -> list[Region]:
                 f"The region {called(part)} cannot be read: "
                 "write [prompt]-*-[negative prompt]-*-[y1, x1, y2, x2] in pixels."
             ) from None
+        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+            raise ValueError(
+                f"The region {called(prompt)} has the box [{place}]: give [y1, x1, y2, x2] with "
+                f"0 <= y1 < y2 <= {height} and 0 <= x1 < x2 <= {width}, pixels of this picture."
+            )
         box = (x1 / width, y1 / height, x2 / width, y2 / height)
         regions.append(Region(prompt, box=box, negative_prompt=negative))
     return regions

@@ -22,6 +22,10 @@ from ..model import DiffusionModel
 from ..tuning import RECIPES as PAPER
 from .arguments import check_number, check_whole, is_number, shown
 
+FRAMINGS = ("zoom", "person", "custom_diffusion")
+TEMPLATES = (None, "human", "object")
+SWITCHES = ("layerwise", "class_after", "text_lora", "decay", "full_identity", "posterior", "shuffle", "flip")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -82,15 +86,31 @@ class Recipe:
         check_number(f"{self.name}.bandwidth", self.bandwidth, 1e-6)
         if self.freeze_norm not in (None, math.inf):
             check_number(f"{self.name}.freeze_norm", self.freeze_norm, 1e-6)
+        if self.down_std is not None:
+            check_number(f"{self.name}.down_std", self.down_std, 1e-9)
+        check_choices(self)
         check_words_and_layers(self)
+
+
+def check_choices(recipe: Recipe) -> None:
+    """Raise ValueError where a recipe has no name, or chooses what there is not."""
+    if not isinstance(recipe.name, str) or not recipe.name.strip():
+        raise ValueError(f"The recipe is called {shown(recipe.name)}: give it a name, concepts say which one they had.")
+    choices = {"framing": FRAMINGS, "templates": TEMPLATES} | dict.fromkeys(SWITCHES, (True, False))
+    for name, there in choices.items():
+        value = getattr(recipe, name)
+        if not any(value is each or (value == each and isinstance(value, str)) for each in there):
+            listed = ", ".join(map(repr, there))
+            raise ValueError(f"{recipe.name}.{name}={shown(value)}: choose one of {listed}.")
 
 
 def check_words_and_layers(recipe: Recipe) -> None:
     """Raise ValueError unless a recipe's words, layers and zooms are some."""
     init, zoom = recipe.init, recipe.zoom
+    pair = isinstance(zoom, tuple | list) and len(zoom) == 2
     if not isinstance(init, tuple | list) or not init or not all(isinstance(word, str) for word in init):
         raise ValueError(f"{recipe.name}.init={shown(init)}: give how each word starts, such as ('rand', 'class').")
-    if not len(zoom) == 2 or not all(is_number(each, 0.01, 100) for each in zoom) or zoom[0] > zoom[1]:
+    if not pair or not all(is_number(each, 0.01, 100) for each in zoom) or zoom[0] > zoom[1]:
         raise ValueError(f"{recipe.name}.zoom={shown(zoom)}: give the least and the largest zoom, such as (0.9, 1.5).")
     try:
         re.compile(recipe.unet_lora or "")

@@ -24,13 +24,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..diffusion import draw_noise
-from ..files.concept import PLACEHOLDER, WORD, Concept, check_is_model, slug
+from ..files.concept import WORD, Concept, check_is_model, is_word, slug
 from ..files.data import ConceptData
 from ..files.fits import check_finite, check_proportions
 from ..model import DiffusionModel, denoising_loss
 from ..tuning import freezing_norm
 from . import finite, lora
-from .arguments import SEEDS, check_callback, check_whole, is_whole, shown
+from .arguments import SEEDS, as_path, check_callback, check_whole, is_whole, shown
 from .attention_loss import outside_attention, watched
 from .checkpoint import Checkpoint, prior_file
 from .fusion.grams import CONTEXT_LINEAR
@@ -38,7 +38,9 @@ from .layerwise import BEGINNINGS
 from .parallel import Precision, add_up, processes_for, shares
 from .recipes import RECIPES, SD15, Recipe, recipe_for
 from .views import Views, add_prior, prepare
-from .wording import Reader, density_loss, init_rows, quicken
+from .wording import Reader, check_starts, density_loss, init_rows, quicken
+
+LONGEST_NAME = 100  # characters of a concept's name, which becomes a folder and, with a number, a word
 
 __all__ = ["RECIPES", "SD15", "Recipe", "recipe_for", "tune"]
 
@@ -82,7 +84,8 @@ def tune(
     names = {"name": name, "words": words, "class_word": class_word, "phrase": phrase}
     steps = steps or recipe.steps or math.ceil(500 * len(data) / recipe.batch)
     memory = {"mixed_precision": mixed_precision, "gradient_checkpointing": gradient_checkpointing}
-    run = start(base, data, recipe, names, seed, steps, checkpoint and Path(checkpoint), progress, **memory)
+    file = None if checkpoint is None else as_path(checkpoint)
+    run = start(base, data, recipe, names, seed, steps, file, progress, **memory)
     shown = tqdm(total=steps, initial=run.state.step, disable=not (progress and run.first), desc=f"tuning {name}")
     with run.state, shown as bar:
         for record in tuning_steps(run, accumulate):
@@ -272,10 +275,10 @@ def check_kinds(base, data, *, seed, name, words, strip, accumulate, callback) -
     check_is_model(base)
     if not isinstance(data, ConceptData):
         raise TypeError(f"{shown(data)} is no ConceptData: give ConceptData(folder).")
-    if not isinstance(name, str | None) or isinstance(words, str) or not isinstance(words, Iterable | None):
-        raise TypeError(
-            'A concept has a text as its name and a list of texts as its words, like ("<bibi1>", "<bibi2>").'
-        )
+    if name is not None and (not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME):
+        raise ValueError(f"name={shown(name)}: give the concept a name of 1 to {LONGEST_NAME} characters.")
+    if isinstance(words, str) or not isinstance(words, Iterable | None):
+        raise TypeError(f'words={shown(words)}: give a list of texts, like ("<bibi1>", "<bibi2>").')
     check_whole("seed", seed, *SEEDS)
     check_whole("strip", 1 if strip is None else strip)
     check_whole("accumulate", accumulate)
@@ -293,6 +296,7 @@ def check(
         given = "missing" if class_word is None or class_word == "" else f"{class_word!r}, which is no plain word"
         raise ValueError(f'The class word is {given}: say what the concept is, e.g. tune(..., class_word="rabbit").')
     base.check_known([class_word], " (class word)")
+    check_starts(base, recipe)
     if len(words) != len(recipe.init):
         raise ValueError(
             f"{recipe.name} tunes {len(recipe.init)} words but got {len(words)}: {' '.join(map(str, words))}."
@@ -300,8 +304,8 @@ def check(
     if len(set(words)) != len(words):
         raise ValueError(f"words={words} has a word twice: give {len(words)} different ones, like <bibi1> <bibi2>.")
     for word in words:
-        if not isinstance(word, str) or not WORD.fullmatch(word) or word == PLACEHOLDER:
-            raise ValueError(f"{word!r} cannot be a concept word: write it like <bibi1>.")
+        if not is_word(word):
+            raise ValueError(f"{shown(word)} cannot be a concept word: write it like <bibi1>, in up to 100 characters.")
         if word in base.words:
             raise ValueError(f"The base already has a concept word {word}: choose another.")
 

@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import QuickGELUActivation
 
-from ..files.concept import Bound, bind
+from ..files.concept import WORD, Bound, bind
+from ..files.warn import warn
 from ..model import DiffusionModel
 from ..prompts import class_embedding, find_words, random_embedding
 from .layerwise import encode
@@ -35,6 +36,24 @@ def init_rows(
             row = class_embedding(base.text_encoder, base.tokenizer, like)
         rows[word] = nn.Parameter(row.to(base.device).repeat(copies, 1))
     return rows
+
+
+def check_starts(base: DiffusionModel, recipe: Recipe) -> None:
+    """Raise ValueError where a word of a recipe starts as one that is none; warn where the base does not know it."""
+    for like in recipe.init:
+        if like in ("rand", "class"):
+            continue
+        pieces = base.tokenizer(like, add_special_tokens=False).input_ids
+        if not pieces or WORD.search(like) or like.strip().lower() in ("rand", "class"):
+            raise ValueError(
+                f"A word of {recipe.name} cannot start as {like!r}: write 'rand', 'class' or a plain word of the base."
+            )
+        base.check_known([like], f" (how a word of {recipe.name} starts)")
+        if not base.known_words and len(pieces) > len(like.split()):
+            warn(
+                f"{base.base_id or 'The base'} has no word {like!r}: a word of {recipe.name} starts as the mean of its "
+                f"{len(pieces)} pieces, see that it is spelt right."
+            )
 
 
 def density_loss(rows: Tensor, table: Tensor, bandwidth: float = 0.5) -> Tensor:

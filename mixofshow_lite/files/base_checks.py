@@ -3,17 +3,22 @@
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 
 import diffusers
 import torch
 from diffusers import SchedulerMixin
+from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTokenizer
+
+from .warn import warn
 
 CLASSES = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "vae": "AutoencoderKL"}
 PRECISIONS = ("float32", "float16", "bfloat16")
 ABOUT = {"base_id": str, "guidance": int | float, "dtype": str, "fingerprint": str}  # mixofshow.json: what is what
+CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # a line of SHA256SUMS
 AGAIN = "copy or download the model folder again"
 
 
@@ -97,10 +102,12 @@ def verify(folder: Path) -> None:
     sums = folder / "SHA256SUMS"
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines() if sums.is_file() else ()
     for line in lines:
-        wanted, _, name = line.strip().partition("  ")
-        path = folder / name.lstrip("*")
-        if not name:
+        if not line.strip():
             continue
+        entry = CHECKSUM.fullmatch(line.strip())
+        if not entry:
+            raise ValueError(f"{sums} has a line that is no checksum: {AGAIN}, or remove it to load unchecked.")
+        wanted, path = entry[1].lower(), folder / entry[2]
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: the model folder is incomplete, check it out or install it again."
@@ -110,6 +117,26 @@ def verify(folder: Path) -> None:
                 raise ValueError(
                     f"{path} is damaged (its checksum differs from SHA256SUMS): check it out or install it again."
                 )
+
+
+def check_stored(file: Path, net: nn.Module) -> None:
+    """Raise ValueError on weights that are stored as whole numbers, warn of weights in 8 bits."""
+    names = {name.removeprefix("text_model.") for name, _ in net.named_parameters()}
+    with safe_open(file, "pt") as stored:
+        own = [key for key in stored.keys() if key.removeprefix("text_model.") in names]
+        kinds = {key: stored.get_slice(key).get_dtype() for key in own}
+    odd = next((key for key, kind in kinds.items() if not kind.startswith(("F", "BF"))), None)
+    if odd:
+        raise ValueError(
+            f"{odd} in {file} is stored as whole numbers ({kinds[odd]}), which need the program that made them: give "
+            "the model in 16 or 32 bits."
+        )
+    short = [key for key, kind in kinds.items() if kind.startswith("F8")]
+    if short:
+        warn(
+            f"{len(short)} of {len(kinds)} weights of {file} have 8 bits, rounded to one or two digits: it will draw "
+            "worse than the model it was made from, give that in 16 or 32 bits if there is one."
+        )
 
 
 def check_complete(missing: list[str], file: Path) -> None:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from .. import prompts
-from ..engine.arguments import as_path
+from ..engine.arguments import as_path, shown
 
 PLACEHOLDER = "<TOK>"
 WORD = re.compile(r"<[^<>\s|]+>")  # what a concept word looks like: <bibi1>
+LONGEST_WORD = 100  # characters of a concept word
+LONGEST_TEXT = 500  # characters of a class word or a phrase, far more than a prompt takes in
 Factors = dict[str, tuple[Tensor, Tensor]]  # module name -> (down (r, d_in), up (d_out, r))
 
 
@@ -93,6 +95,7 @@ class Concept:
         from .official import read_official
 
         check_is_model(base)
+        check_texts(class_word)
         words, factors, source = read_official(file, base)
         return cls._read(file, base, name, class_word, "", factors, source, verbose, words)
 
@@ -109,14 +112,17 @@ class Concept:
         """Read a kohya/A1111, diffusers or peft LoRA for Stable Diffusion 1.x (safetensors); the dialect is detected.
 
         Such a file has no words of its own: `phrase` is what wakes it in a prompt (its trigger words), by default the
-        class word. `verbose` prints how many tensors matched. Raises FileNotFoundError or ValueError with one sentence.
+        class word. `verbose` prints how many tensors matched. Raises FileNotFoundError or ValueError with one sentence,
+        also where both are empty.
         """
         from .lora_files import read_lora
 
         check_is_model(base)
-        for text in (class_word, phrase):
-            if not isinstance(text, str):
-                raise TypeError(f"{text!r} is no text: give the class word and the phrase as strings.")
+        check_texts(class_word, phrase)
+        if not class_word and not phrase:
+            raise ValueError(
+                "Nothing says how a prompt wakes this LoRA: give its trigger words as phrase=..., or class_word='dog'."
+            )
         factors, source = read_lora(file, base)
         return cls._read(file, base, name, class_word, phrase, factors, source, verbose, {})
 
@@ -170,7 +176,7 @@ class Concept:
         words = tuple(
             words or (f"<{slug(name)}{i + 1}>" for i in range(len(self.words))) if name or words else self.words
         )
-        if len(words) != len(self.words) or len(set(words)) != len(words) or not all(map(WORD.fullmatch, words)):
+        if len(words) != len(self.words) or len(set(words)) != len(words) or not all(map(is_word, words)):
             raise ValueError(f"{' '.join(words)} do not fit: give {len(self.words)} different words like <bibi1>.")
         new = dict(zip(self.words, words, strict=True))
         phrase = re.sub("|".join(map(re.escape, new)), lambda found: new[found[0]], self.phrase) if new else self.phrase
@@ -182,6 +188,22 @@ def check_is_model(base) -> None:
     """Raises TypeError unless `base` is a model, as far as a reader of files needs one."""
     if not hasattr(base, "unet"):
         raise TypeError(f"The base is a {type(base).__name__}, no model: give what load_base(...) returned.")
+
+
+def is_word(text) -> bool:
+    """Whether a text can be a concept word."""
+    return isinstance(text, str) and bool(WORD.fullmatch(text)) and text != PLACEHOLDER and len(text) <= LONGEST_WORD
+
+
+def check_texts(class_word: str, phrase: str = "") -> None:
+    """Raise TypeError or ValueError unless a class word and a phrase are texts, each "" or something to be read."""
+    for what, text in (("class word", class_word), ("phrase", phrase)):
+        if not isinstance(text, str):
+            raise TypeError(f"The {what} {shown(text)} is no text: give the class word and the phrase as strings.")
+        if text and (not text.strip() or PLACEHOLDER in text or len(text) > LONGEST_TEXT or "\n" in text):
+            raise ValueError(f"The {what} {shown(text)} cannot stand in a prompt: give a few plain words.")
+    if WORD.search(class_word):
+        raise ValueError(f"The class word {shown(class_word)} is none: give what the concept is, such as 'dog'.")
 
 
 def slug(name: str) -> str:

@@ -13,12 +13,12 @@ largest centred crop of the base's shape: `data.show()` before it does.
 import hashlib
 import os
 import re
-import textwrap
 import warnings
 from pathlib import Path
 
 from PIL import Image
 
+from ..engine.arguments import shown
 from .concept import PLACEHOLDER
 from .imagefolder import Row, read_folder
 from .listing import some
@@ -43,8 +43,8 @@ class ConceptData:
             raise TypeError(f"ConceptData reads a folder, not {type(folder).__name__}: give the folder's path.")
         self.folder = Path(folder)
         if not os.path.isdir(self.folder):
-            shown = textwrap.shorten(str(self.folder), 200, placeholder="...")
-            raise FileNotFoundError(f"There is no folder {shown}: give the folder with the concept's pictures.")
+            name = str(self.folder) if len(str(self.folder)) < 300 else shown(str(self.folder))
+            raise FileNotFoundError(f"There is no folder {name}: give the folder with the concept's pictures.")
         self.name = self.folder.resolve().name
         self.files: list[str] = []  # relative to the folder
         self.pictures: list[Image.Image] = []
@@ -105,6 +105,8 @@ class ConceptData:
             if doubt:
                 doubts.setdefault(doubt, []).append(row.file)
         if mask is not None and mask.getextrema()[1] == 0:
+            if not row.mask:
+                raise ValueError(f"{file} is transparent everywhere and shows nothing: save it without transparency.")
             raise ValueError(f"The mask of {row.file} in {self.folder} is empty: make the concept white, or remove it.")
         self.files.append(row.file)
         self.pictures.append(picture)
@@ -124,8 +126,7 @@ def the_class_word(rows: list[Row], given: str | None, folder: Path) -> tuple[st
     named = list(dict.fromkeys(row.class_word.strip() for row in rows if row.class_word and row.class_word.strip()))
     word = next(iter(named), None) if given is None else given
     if word is not None and (not isinstance(word, str) or not word.strip() or len(word) > 100 or set(word) & set("<>")):
-        shown = textwrap.shorten(repr(word), 60, placeholder="...")
-        raise ValueError(f"The class word {shown} of {folder} is none: give what the concept is, such as 'dog'.")
+        raise ValueError(f"The class word {shown(word)} of {folder} is none: give what the concept is, such as 'dog'.")
     if given is None and len(named) > 1:
         return word, [f"The metadata of {folder} name the class words {some(named)}: {named[0]} is taken."]
     return word and word.strip(), []

@@ -21,10 +21,10 @@ from torch import Tensor
 from .. import __version__
 from ..engine.arguments import is_number, is_whole, shown
 from ..engine.finite import first_not_finite
-from .concept import PLACEHOLDER, WORD, Concept, Factors, tensors_of
+from .concept import Concept, Factors, is_word, tensors_of
 from .fits import check_finite, check_fits
 from .grid import grid
-from .keys import NETS, kind_of, ordinary, split
+from .keys import NETS, kind_of, ordinary, split, warn_of_8_bits
 from .lora_files import read_safetensors
 from .pictures import open_rgb
 from .warn import warn
@@ -156,6 +156,7 @@ def load(folder: Path) -> Concept:
     for name, tensor in tensors.items():
         if not ordinary(tensor):
             raise ValueError(f"{name} in {folder} is {kind_of(tensor)}, no decimal numbers: copy the folder again.")
+    warn_of_8_bits(tensors, str(folder))
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     embeddings = {word: tensors.pop(f"embeddings.{word}", None) for word in about["words"]}
     lora: dict[str, Factors] = {}
@@ -197,8 +198,7 @@ def read_about(file: Path) -> dict:
     numbers = is_whole(fields["rank"], 0) and is_number(fields["scale"], -1e30, 1e30)
     if not (lists and texts and numbers) or isinstance(fields["scale"], bool):
         raise ValueError(f"{file} lacks a field or has one of another type: save the concept again or copy it again.")
-    plain = all(WORD.fullmatch(word) and word != PLACEHOLDER and len(word) <= 100 for word in fields["words"])
-    if not plain or len(set(fields["words"])) < len(fields["words"]):
+    if not all(map(is_word, fields["words"])) or len(set(fields["words"])) < len(fields["words"]):
         raise ValueError(
             f"The words {shown(fields['words'])} in {file} are not different words like <bibi1>: mend them there."
         )

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .concept import PLACEHOLDER
-from .listing import MASK, files_in, folders_in, is_picture, key, pictures_in, read_text, some
+from .listing import MASK, entries, files_in, folders_in, is_picture, key, pictures_in, read_text, some
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # the first that is there is read
 UNREAD = {"metadata.json", "metadata.parquet", "meta_cap.json", "meta_lat.json", "captions.json", *METADATA}
 CAPTIONS = (".txt", ".caption")  # where there are both, the first counts
 NOTES = {*CAPTIONS, ".md", ".json", ".jsonl", ".csv"}  # files beside the pictures that are no mistake
+SYSTEM = {"thumbs.db", "desktop.ini"}  # what Windows puts into folders of pictures
 REPEATS = re.compile(r"(\d+)_(.+)")  # kohya's folders: how often an epoch sees the pictures, and what they show
 Sidecars = dict[str, list[Path]]  # the key of a picture's name, with or without its suffix -> what belongs to it
 
@@ -55,6 +56,7 @@ def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
                 complete(row, folder, captions, masks)
         named = {folder / row.mask for row in rows if row.mask}
         notes += without_picture(place, captions, masks, named)
+        notes += [note for inner in mask_folders(place) for note in no_masks(inner)]
     return rows, notes
 
 
@@ -96,12 +98,22 @@ def masks_in(place: Path) -> Sidecars:
     for file in files_in(place):
         if MASK.fullmatch(file.stem) and is_picture(file):
             found.setdefault(key(without_mark(file.stem)), []).append(file)
-    for inner in folders_in(place):
-        if key(inner.name) not in ("masks", "mask"):
-            continue
+    for inner in mask_folders(place):
         for file in filter(is_picture, files_in(inner)):
             found.setdefault(key(without_mark(file.stem)), []).append(file)
     return found
+
+
+def mask_folders(place: Path) -> list[Path]:
+    """A folder's own folder of masks, by either name."""
+    return [inner for inner in folders_in(place) if key(inner.name) in ("masks", "mask")]
+
+
+def no_masks(inner: Path) -> list[str]:
+    """A sentence on what lies in a folder of masks and cannot be one, such as an array or a link to nothing."""
+    strange = [path.name for path in entries(inner) if not path.is_file() or not is_picture(path)]
+    strange = [name for name in strange if name.lower() not in SYSTEM]
+    return [f"Left aside in {inner}, no pictures: {some(strange)}; save masks as PNG."] if strange else []
 
 
 def without_mark(stem: str) -> str:
@@ -143,7 +155,7 @@ def left_aside(folder: Path, listed: Path | None) -> list[str]:
     if listed:
         return notes
     strange = [f.name for f in files if not is_picture(f) and f.suffix.lower() not in NOTES and f.name not in unread]
-    strange += sorted(f.name for f in folder.iterdir() if f.is_symlink() and not f.exists())
+    strange += [path.name for path in entries(folder) if not path.is_file() and not path.is_dir()]
     if strange:
         notes.append(f"Left aside in {folder}, no pictures: {some(strange)}.")
     inner = [f"{f.name} ({len(pictures_in(f))} pictures)" for f in with_pictures(folder)]

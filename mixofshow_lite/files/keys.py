@@ -88,6 +88,7 @@ def match(
     check_whose(tensors, base, source)
     found = sort_out(tensors, shapes, base, source)
     factors: dict[str, Factors] = {}
+    warn_of_8_bits(tensors, source)
     silent = 0  # layers of alpha 0
     for net, module in (layer for layer in shapes if layer in found):
         layer = f"{net}.{module} in {source}"
@@ -176,9 +177,24 @@ def ordinary(tensor: Tensor) -> bool:
     return plain and tensor.is_floating_point()
 
 
+def warn_of_8_bits(tensors: Mapping[str, Tensor], source: str) -> None:
+    """One warning if numbers of a file are stored in 8 bits: one or two digits are left of what was tuned."""
+    short = [t for t in tensors.values() if isinstance(t, Tensor) and t.is_floating_point() and t.dtype.itemsize == 1]
+    if short:
+        warn(
+            f"{len(short)} of {len(tensors)} tensors of {source} have 8 bits ({name_of(short[0].dtype)}), rounded to "
+            "one or two digits: it will look a little different, give the file in 16 or 32 bits if there is one."
+        )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """float32 of torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def kind_of(tensor: Tensor) -> str:
     """What kind of tensor it is, in words."""
-    return f"{'a nested' if tensor.is_nested else 'a'} tensor of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{'a nested' if tensor.is_nested else 'a'} tensor of {name_of(tensor.dtype)}"
 
 
 def examples(keys: list[str], n: int = 2) -> str:

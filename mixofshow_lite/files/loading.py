@@ -33,6 +33,7 @@ from .base_checks import (
     check_architecture,
     check_complete,
     check_device,
+    check_stored,
     read_about,
     read_json,
     read_scheduler,
@@ -144,11 +145,12 @@ def read_networks(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
         except Exception as error:
             raise ValueError(f"{file} cannot be read ({type(error).__name__}): {AGAIN}.") from error
         check_complete(sorted(info["missing_keys"]), file)
+        if file.is_file():  # else it is a pickle
+            check_stored(file, nets[net])
         lost = first_not_finite(dict(nets[net].named_parameters()))
         if lost:
-            raise ValueError(
-                f"{lost} in {file} is not finite in {dtype}: load it in torch.float32, or copy or download it again."
-            )
+            wider = "" if dtype == torch.float32 else "load it in torch.float32, or "
+            raise ValueError(f"{lost} in {file} is not finite in {dtype}: {wider}{AGAIN}.")
     return nets
 
 

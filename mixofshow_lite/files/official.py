@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..engine.arguments import as_path
-from .concept import WORD, Factors
-from .keys import NETS, match, ordinary
+from .concept import Factors, is_word
+from .keys import NETS, match, ordinary, warn_of_8_bits
 from .kinds import refuse_other_kinds
 from .pickles import read_pickle
 
@@ -34,6 +34,7 @@ def read_official(file: str | Path, base) -> tuple[dict[str, Tensor], dict[str, 
     params = parts_of(read_pickle(file), file.name)
     rows = next((params[part] for part in WORDS if params.get(part)), {})
     words = {word: layer_rows(word, row, base, file.name) for word, row in rows.items()}
+    warn_of_8_bits(rows, f"the words in {file.name}")
     tensors = {f"{net}.{key}": tensor for net in NETS for key, tensor in (params.get(net) or {}).items()}
     factors = match(tensors, base, file.name) if tensors else {}
     layers = "".join(f", {len(found)} layers of the {net}" for net, found in factors.items())
@@ -66,7 +67,7 @@ def parts_of(content, source: str) -> dict[str, dict]:
 def layer_rows(word: str, rows, base, source: str) -> Tensor:
     """A word's rows as (L, D) in float32."""
     L, D = len(base.layers), base.text_encoder.config.hidden_size
-    if not isinstance(word, str) or not WORD.fullmatch(word):
+    if not is_word(word):
         raise ValueError(f"{word!r} in {source} is no concept word, which is written like <bibi1>: get the file again.")
     if not isinstance(rows, Tensor) or not ordinary(rows):
         raise ValueError(f"The word {word} in {source} is no tensor of decimal numbers: get the file again.")
@@ -75,6 +76,7 @@ def layer_rows(word: str, rows, base, source: str) -> Tensor:
             f"The word {word} in {source} is {tuple(rows.shape)} but {base.base_id or 'this base'} has {L} layers of "
             f"width {D}: load the base it was tuned on."
         )
+    rows = rows.detach().float()
     if not torch.isfinite(rows).all():
         raise ValueError(f"The word {word} in {source} holds numbers that are not finite: get the file again.")
-    return rows.detach().float().reshape(-1, D).expand(L, D).clone()
+    return rows.reshape(-1, D).expand(L, D).clone()

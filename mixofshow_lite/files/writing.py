@@ -73,6 +73,8 @@ def look_at(target: Path, kind: Kind | None) -> None:
     if kind is None or not kind.marks:
         if target.is_dir():
             raise FileExistsError(f"{target} is a folder: give the name of a file.")
+        if target.exists() and not target.is_file():
+            raise FileExistsError(f"{target} is a pipe or device, no file: choose another name.")
         if kind and not written_here(target):
             raise FileExistsError(f"{target} exists and is not {kind.name}: choose another name.")
         return
@@ -142,6 +144,15 @@ def atomic_folder(target: str | Path, kind: Kind) -> Iterator[Path]:
             put_folder(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it where they are missing; raises OSError with one sentence if it cannot."""
+    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file, no folder: move it, or choose another place than {folder}.")
+    with saying_what_to_do(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_text(target: str | Path, text: str) -> None:

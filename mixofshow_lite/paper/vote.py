@@ -18,6 +18,7 @@ shown only if Wilson's interval and a bootstrap over the pairs both lie above a 
 """
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -31,12 +32,16 @@ from statistics import NormalDist
 import numpy as np
 from PIL import Image
 
+from ..engine.arguments import as_path
+from ..files.writing import make_folder, saying_what_to_do
+
 QUESTIONS = {
     "image": "Which of the two looks more like those above them?",
     "text": "Which of the two fits the words better?",
 }
 PAPER = {"image": 0.665, "text": 0.525}  # Table 2 b, c: share for gradient fusion over weight fusion
 CONFIDENCE = 0.9
+BEGINNING = b'{"rater": "'  # of every line of a file of votes
 FIELDS = ("rater", "pair", "question", "left", "right", "choice")
 
 
@@ -97,20 +102,33 @@ def add_vote(file: str | Path, ballot: Ballot, rater: str, ask: Ask, side: int) 
     """Append one vote, `side` 0 for left and 1 for right, and wait until it is on the disk.
 
     One write of one line: several processes may vote into a file at once, and an interruption can cut no earlier vote.
-    Raises ValueError on another side, OSError if it cannot be written.
+    Raises ValueError on another side, OSError with one sentence if it cannot be written or the file holds other things.
     """
     if side not in (0, 1):
         raise ValueError(f"side={side}: 0 is the left picture, 1 the right one.")
     left, right = (ballot.ways[i] for i in ask.sides)
     vote = dict(zip(FIELDS, (rater, ask.pair.name, ask.question, left, right, (left, right)[side]), strict=True))
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = as_path(file)
+    make_folder(file.parent)
+    check_votes_file(file)
     line = (json.dumps(vote, ensure_ascii=False) + "\n").encode()
     if not ends_a_line(file):
         line = b"\n" + line  # an interruption has cut the last one
-    with open(file, "ab", buffering=0) as stream:
-        stream.write(line)
+    with saying_what_to_do(file), open(file, "ab", buffering=0) as stream:
+        if stream.write(line) < len(line):
+            raise OSError(errno.ENOSPC, "No space left on device")
         os.fsync(stream.fileno())
+
+
+def check_votes_file(file: Path) -> None:
+    """Raise FileExistsError with one sentence unless votes may be added here: nothing, or votes alone."""
+    if file.exists() and not file.is_file():
+        raise FileExistsError(f"{file} is no file that votes can be added to: give the name of another one.")
+    if file.is_file() and file.stat().st_size:
+        with open(file, "rb") as stream:
+            first = next(filter(bytes.strip, stream), BEGINNING)[: len(BEGINNING)]
+        if not BEGINNING.startswith(first.strip()):  # an interruption may have cut it anywhere
+            raise FileExistsError(f"{file} holds something else than votes: give the name of another file.")
 
 
 def ends_a_line(file: Path) -> bool:

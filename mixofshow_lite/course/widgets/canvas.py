@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("The canvas needs anywidget: pip install 'mixofshow_lite[lab]'.") from error
 
-from ...engine.arguments import check_number, check_whole, shown
+from ...engine.arguments import check_number, check_whole, is_whole, shown
 from ...engine.regional import Region
 from ...files.pictures import open_picture, plain
 from . import scene
@@ -83,9 +83,9 @@ class RegionCanvas(anywidget.AnyWidget):
         every: int | None = None,
     ):
         chosen = (size, size) if isinstance(size, int) else size
+        if chosen is not None:
+            check_size(chosen)
         height, width = chosen or getattr(model, "size", (1, 1))
-        if not (height > 0 and width > 0):
-            raise ValueError(f"size={size} is no picture: give (height, width) in pixels.")
         check_settings(model, prompt, negative_prompt, seed, steps, guidance, every)
         super().__init__(
             prompt=prompt,
@@ -236,10 +236,10 @@ class RegionCanvas(anywidget.AnyWidget):
 
     def restore(self, index: int) -> None:
         """Put a sample of the history back: its picture, prompts, regions, seed and steps."""
-        if not -len(self.history) <= index < len(self.history):
-            raise IndexError(f"There is no sample {index}: the history has {len(self.history)}.")
-        made, shown = self.history[index], self._history[index]
-        self._regions = shown["regions"]
+        if not is_whole(index, -len(self.history), len(self.history) - 1):
+            raise IndexError(f"There is no sample {shown(index)}: the history has {len(self.history)}.")
+        made, kept = self.history[index], self._history[index]
+        self._regions = kept["regions"]
         self.prompt, self.negative_prompt, self.seed, self.steps = (
             made.prompt,
             made.negative_prompt,
@@ -302,6 +302,12 @@ def check_settings(model, prompt, negative_prompt, seed, steps, guidance, every)
     check_whole("steps", steps, 1, MOST_STEPS)
     check_whole("every", 1 if every is None else every)
     check_number("guidance", 1 if guidance is None else guidance)
+
+
+def check_size(size) -> None:
+    """Raise ValueError on what is no (height, width) of a picture."""
+    if not isinstance(size, tuple | list) or len(size) != 2 or not all(is_whole(side, 1, 16384) for side in size):
+        raise ValueError(f"size={shown(size)} is no picture: give (height, width) in pixels.")
 
 
 def describe(entry: dict) -> str:

@@ -16,14 +16,14 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ...engine.arguments import is_number
+from ...engine.arguments import is_number, shown
 from ...engine.regional import Region
 from ...files.pictures import unlimited
 
@@ -151,10 +151,10 @@ def _clean(entry: object, number: int, pixels: tuple[int, int], taken: set[str])
 def clean_box(box: object, where: str) -> list[float]:
     """Any four numbers -> [left, top, right, bottom] inside the picture; raises ValueError if nothing is left of it."""
     if isinstance(box, (str, bytes)) or not isinstance(box, Sequence) or len(box) != 4 or not all(map(_is_number, box)):
-        raise ValueError(f"{where} has the box {box!r}: give four fractions [left, top, right, bottom].")
+        raise ValueError(f"{where} has the box {shown(box)}: give four fractions [left, top, right, bottom].")
     (left, right), (top, bottom) = (sorted(min(max(side, 0), 1) for side in box[i::2]) for i in (0, 1))
     if not (left < right and top < bottom):
-        raise ValueError(f"{where} has the box {list(box)}, of which nothing lies in the picture: make it larger.")
+        raise ValueError(f"{where} has the box {shown(box)}, of which nothing lies in the picture: make it larger.")
     return [left, top, right, bottom]
 
 
@@ -198,9 +198,11 @@ def to_regions(entries: Sequence[Mapping]) -> list[Region]:
 def from_regions(regions: Sequence[Region], pixels: tuple[int, int], old: Sequence[Mapping] = ()) -> list[dict]:
     """Regions -> entries. A region that has the prompt of the old entry at its place keeps its id, name and colour."""
     entries = []
+    if isinstance(regions, str | Region) or not isinstance(regions, Iterable):
+        raise TypeError(f"regions={shown(regions)}: give a list of mixofshow_lite.Region objects.")
     for number, region in enumerate(regions, start=1):
         if not isinstance(region, Region):
-            raise ValueError(f"Region {number} is {region!r}: give mixofshow_lite.Region objects.")
+            raise ValueError(f"Region {number} is {shown(region)}: give mixofshow_lite.Region objects.")
         plain = {f.name: getattr(region, f.name) for f in fields(region) if f.init and f.name not in _KNOWN}
         defaults = {f.name: f.default for f in fields(region) if f.default is not MISSING}
         entry = {

@@ -20,9 +20,21 @@ try:
 except ImportError as error:
     raise ImportError("The vote needs anywidget: pip install 'mixofshow_lite[lab]'.") from error
 
+from ...engine.arguments import as_path
 from ...files.grid import grid
 from ...files.writing import write_text
-from ...paper.vote import QUESTIONS, Ask, Ballot, Result, add_vote, asks, read_votes, result, votes_csv
+from ...paper.vote import (
+    QUESTIONS,
+    Ask,
+    Ballot,
+    Result,
+    add_vote,
+    asks,
+    check_votes_file,
+    read_votes,
+    result,
+    votes_csv,
+)
 from .sampling import to_bytes
 
 HERE = Path(__file__).parent
@@ -33,7 +45,7 @@ class VotePage(anywidget.AnyWidget):
 
     A rater types a name and answers; the same name goes on where it stopped, also tomorrow and on another page. Going
     back one question and answering again replaces the answer. Raises OSError, and says it on the page, if a vote
-    cannot be written: no answer is taken that is not on the disk.
+    cannot be written: no answer is taken that is not on the disk. A file that holds other things is refused at once.
     """
 
     _esm = HERE / "vote.js"
@@ -44,8 +56,10 @@ class VotePage(anywidget.AnyWidget):
     _progress = traitlets.List([0, 0]).tag(sync=True)  # answered, asked
 
     def __init__(self, ballot: Ballot, file: str | Path, rater: str = ""):
+        file = as_path(file)
+        check_votes_file(file)
         super().__init__()
-        self.ballot, self.file = ballot, Path(file)
+        self.ballot, self.file = ballot, file
         self._asks: list[Ask] = []
         self._at = 0  # of the question that is shown
         self.on_msg(self._receive)

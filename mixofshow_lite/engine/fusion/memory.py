@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ...files.concept import Concept
 from ...files.warn import warn
-from ...files.writing import atomic_file
+from ...files.writing import atomic_file, make_folder
+from ..arguments import as_path
 from .grams import Statistics, feed
 
 
@@ -72,8 +73,8 @@ class Memory:
 
     def __post_init__(self):
         if self.folder is not None:
-            self.folder = Path(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder = as_path(self.folder)
+            make_folder(self.folder)
             for file in sorted(self.folder.glob("*.safetensors")):
                 self._read(file)
 
