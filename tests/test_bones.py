@@ -23,7 +23,6 @@ SEEN = re.compile(r"\b[Ww]e see\b|\*\*We see\*\*")
 OLDER = {"opening", "answer", "sections", "predictions", "exercises", "links", "proportions"}
 EXCEPTIONS: dict[str, set[str]] = {
     "04_weight_versus_gradient_fusion": OLDER - {"opening"},
-    "05_regional_sampling": OLDER - {"answer", "opening", "predictions"},
 }
 
 
