@@ -13,11 +13,17 @@ Interrupted, it goes on: tuned concepts and checkpoints lie in `out/concepts`.
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .engine.evaluation import Scorer, image_scores, load_scorer
@@ -77,7 +83,12 @@ def demo(
     check_outputs(out)
     scorer = load_scorer(clip)  # first, so that a missing extra is said before minutes of tuning
     model = load_base(base) if isinstance(base, str) else base
-    a, b = (tuned(model, d, out / "concepts" / d.name, steps, seed, progress) for d in data)
+    places = [out / "concepts" / d.name for d in data]
+    order = [base, str(data[1].folder), class_words[1], str(places[1]), steps, seed]
+    two = isinstance(base, str) and model.device.type == "cpu" and os.cpu_count() > 1
+    with beside(order if two and not any((place / "concept.json").is_file() for place in places) else None):
+        a = tuned(model, data[0], places[0], steps, seed, progress)
+    b = tuned(model, data[1], places[1], steps, seed, progress)
     print(f"fusing {a.name} and {b.name} by averaging (Eq. 2) and by gradient fusion (3.3.2)")
     fused = {"weight fused": weight_fusion(model, [a, b]), "gradient fused": gradient_fusion(model, [a, b], seed=seed)}
     print(fused["gradient fused"].report)
@@ -135,6 +146,39 @@ def tuned(
     if foreign and (steps is not None or kept(place, base) is None):
         raise FileExistsError(f"{place} holds a concept of your own: move it, or choose another folder.")
     return tune_once(base, data, place, seed=seed, steps=steps, progress=progress)
+
+
+@contextmanager
+def beside(order: list | None):
+    """The second client tunes in a process of its own while the block runs, one thread each: two threads on one small
+    model are hardly faster than one. Whatever it leaves undone, `tuned` goes on with afterwards.
+
+    order   arguments of `tune_alone`, as JSON has them; None: nothing runs beside
+    """
+    if order is None:
+        yield
+        return
+    print("the second concept is tuned beside the first, in a process of its own", flush=True)
+    command = [sys.executable, "-c", f"from {__name__} import tune_alone; tune_alone()", json.dumps(order)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    try:
+        yield
+        other.wait()
+    finally:
+        torch.set_num_threads(threads)
+        other.stdin.close()  # it stops, if it has not ended yet
+        other.wait()
+
+
+def tune_alone() -> None:
+    """What the process of `beside` does; it ends when the one that started it does."""
+    base, folder, class_word, place, steps, seed = json.loads(sys.argv[1])
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    tuned(load_base(base), ConceptData(folder, class_word), Path(place), steps, seed, False)
+    os._exit(0)  # not waiting for the thread that reads
 
 
 def draw(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: int, progress: bool) -> dict:

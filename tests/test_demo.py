@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_clip import build_clip
 
-from mixofshow_lite import ConceptData
+from mixofshow_lite import Concept, ConceptData, load_base
 from mixofshow_lite import demo as module
 from mixofshow_lite.demo import chosen, demo, format_table, look_alikes, write_figure
 from mixofshow_lite.engine import resume
@@ -94,7 +95,7 @@ def test_concepts_of_other_default_steps_are_tuned_again(tiny_base, tmp_path, mo
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_interrupted_demo_goes_on_with_the_second_concept(run, tmp_path, monkeypatch):
+def test_an_interrupted_demo_goes_on_with_the_second_concept(run, tiny_base, tmp_path, monkeypatch):
     tuned, real = [], resume.tune
 
     def stops_at_the_second(base, data, recipe, **how):
@@ -106,10 +107,43 @@ def test_an_interrupted_demo_goes_on_with_the_second_concept(run, tmp_path, monk
     monkeypatch.setattr(resume, "tune", stops_at_the_second)
     monkeypatch.setattr(module, "gradient_fusion", lambda *args, seed: module.weight_fusion(*args))  # quicker
     with pytest.raises(KeyboardInterrupt):
-        run()
+        run(base=tiny_base)  # of a model in memory both are tuned here, one after the other
     assert not (tmp_path / "out" / "demo.png").exists()
-    run()
+    run(base=tiny_base)
     assert tuned == ["ruby", "jade", "jade"] and (tmp_path / "out" / "demo.png").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_second_concept_is_tuned_in_a_process_of_its_own(run, tiny_folder, tmp_path, monkeypatch):
+    here, real = [], resume.tune
+
+    def tune(base, data, *args, **how):
+        here.append((data.name, torch.get_num_threads()))
+        return real(base, data, *args, **how)
+
+    monkeypatch.setattr(resume, "tune", tune)
+    monkeypatch.setattr(module, "gradient_fusion", lambda *args, seed: module.weight_fusion(*args))  # quicker
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+    threads = torch.get_num_threads()
+    run()
+    assert here == [("ruby", 1)] and torch.get_num_threads() == threads
+    folder = tmp_path / "out" / "concepts"
+    assert json.loads((folder / "jade" / "tuned.json").read_text())["steps"] == 2
+    ours = resume.tune_once(load_base(str(tiny_folder)), ConceptData(tmp_path / "data" / "jade"), tmp_path / "jade",
+                            steps=2, progress=False)  # fmt: skip
+    assert here[-1][0] == "jade"
+    other = Concept.load(folder / "jade").lora["unet"]
+    for name, factors in ours.lora["unet"].items():  # the same concept, whoever tuned it
+        for a, b in zip(factors, other[name], strict=True):
+            assert torch.allclose(a, b, atol=1e-4), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_other_process_could_not_tune_is_tuned_here(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "gradient_fusion", lambda *args, seed: module.weight_fusion(*args))  # quicker
+    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    run()
+    assert (tmp_path / "out" / "concepts" / "jade" / "concept.json").is_file()
 
 
 def test_each_concept_is_drawn_in_its_own_region(monkeypatch):

@@ -335,7 +335,7 @@ def tiny_training(tmp_path, monkeypatch):
 
     args = Namespace(
         work=str(tmp_path / "work"), out=str(tmp_path / "out"), pictures=6, minutes=60.0, batch=2, lr=1e-3,
-        preview_minutes=60.0, vae_pictures=4, vae_minutes=60.0, vae_batch=2, kl=1e-3, start=None, compile=False,
+        preview_minutes=60.0, vae_pictures=4, vae_minutes=60.0, vae_batch=2, kl=1e-3, start=None, compile=False, odd=0.5,
         vae_lr=2e-3, squared=2.0, decoder=False,
         focus=2.0,
     )  # fmt: skip
@@ -502,3 +502,9 @@ def test_the_gpu_command_draws_trains_and_returns_files_that_join(tiny_training,
         same = load_file(work / "final" / file)
         assert all(torch.equal(weight, same[key]) for key, weight in load_file(ships / file).items())
     assert mos.load_base(ships, device="cpu").sample("a cat", steps=1, progress=False)
+
+
+def test_odd_subjects_come_as_often_as_asked_for():
+    odds = pretrain.odds_of(100, 0.7)
+    assert odds.sum().item() == pytest.approx(1) and odds[[0, 1]].sum().item() * 20 == pytest.approx(0.7)
+    assert (odds > 0).all() and len(odds.unique()) == 2

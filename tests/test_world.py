@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixofshow_lite.pocket import scenes, world
+from mixofshow_lite.pocket import concepts, scenes, world
 from mixofshow_lite.pocket.captions import COUNTS, PLACES, TIMES, caption
+from mixofshow_lite.pocket.concepts import CONCEPTS
 from mixofshow_lite.pocket.train import data
 from mixofshow_lite.pocket.world import ACCESSORIES, CHARACTERS, CLASSES, COLORS, EXPRESSIONS, LIGHTS, OBJECTS, SCENES
 
@@ -296,7 +298,7 @@ def test_the_pretraining_world_has_no_out_domain_marks(many):
             shape = ranges["ch" if s.is_character else "ob"]
             assert s.shape.keys() == shape.keys() and all(shape[k][0] <= v <= shape[k][1] for k, v in s.shape.items())
     narrow, wide = ([data.make(1, i, w)[2]["subjects"] for i in range(12)] for w in (False, True))
-    assert not [s for subjects in narrow for s in subjects if s["pattern"] or s["parts"]]
+    assert not [s for subjects in narrow for s in subjects if (s["pattern"] or s["parts"]) and not s["odd"]]
     assert [s for subjects in wide for s in subjects if s["pattern"]]
 
 
@@ -353,7 +355,7 @@ def test_given_subjects_keep_their_look():
 _COLOUR, _CLASS = "|".join(COLORS), "|".join(CLASSES)
 _WORN = rf"(?:an? )?(?:{_COLOUR}) (?:{'|'.join(ACCESSORIES)})"
 MENTION = re.compile(
-    rf"\ban? (?:(?P<mood>{'|'.join(EXPRESSIONS)}) )?(?:(?P<colour>{_COLOUR}) )?(?P<cls>{_CLASS})\b"
+    rf"\ban? (?:(?P<mood>{'|'.join(EXPRESSIONS)}) )?(?:odd )?(?:(?P<colour>{_COLOUR}) )?(?P<cls>{_CLASS})\b"
     rf"(?: wearing (?P<worn>{_WORN}(?: and {_WORN})*))?(?P<pose> waving| with arms up)?"
 )
 
@@ -492,6 +494,22 @@ def test_in_company_two_stand_apart_and_are_told_of_friends():
     assert 0.4 < np.mean([len(MENTION.findall(t)) == 1 and "a friend" in t for t in people]) < 0.6
     lone = [len(data.draw(3, i, False)[0].subjects) == 1 for i in range(0, 800, 2)]
     assert 0.54 < np.mean(lone) < 0.66  # every second picture is of the world as it is by itself
+
+
+def test_two_of_five_pictures_show_odd_subjects_whose_marks_no_caption_names():
+    drawn = [data.draw(3, i, False) for i in range(600)]
+    shipped = {data.marks(concepts.subject(name)) for name, spec in CONCEPTS.items() if spec.cls in CLASSES}
+    assert len(shipped) == 13
+    for index, (picture, texts) in enumerate(drawn):
+        odd = data.is_odd(index)
+        for subject in picture.subjects:
+            assert subject.odd == odd == bool(subject.pattern or subject.parts)
+            assert data.marks(subject) not in shipped or not odd
+        for text in texts:
+            assert not set(text.split()) & {*data.PATTERNS, *data.PARTS}
+            assert len(re.findall(r"\bodd\b", text)) == len(MENTION.findall(text)) * odd, text
+    worn = Counter(mark for p, _ in drawn for s in p.subjects if s.odd for mark in data.marks(s)[1:] if mark)
+    assert set(worn) == {*data.PATTERNS, *data.PARTS} and min(worn.values()) > 15
 
 
 def test_captions_vary_and_leave_things_out(many):

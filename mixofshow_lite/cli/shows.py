@@ -35,9 +35,12 @@ def check_demo(args: argparse.Namespace) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     from ..demo import demo
+    from .speak import no_loading_bars
 
+    no_loading_bars()
     words = args.class_word
-    made = demo(args.out, tuple(args.concepts), options.load(args), args.steps, args.seed, args.n, clip_for(args.base),
+    base = options.load(args) if args.device or args.dtype else args.base  # by its name: two processes open it
+    made = demo(args.out, tuple(args.concepts), base, args.steps, args.seed, args.n, clip_for(args.base),
                 class_words=words)  # fmt: skip
     first = args.out / "concepts" / next(iter(made.scores))
     print(f"draw with one: {next_command('sample', f'a photo of a {made.phrases[0]}', '--concept', first)}")

@@ -10,6 +10,7 @@ PLACES = {
 TIMES = {"day": "", "sunset": "at sunset", "night": "at night"}
 NOUNS = {"bow": "bow", "hat": "hat", "scarf": "scarf", "glasses": "glasses", "crown": "crown"}
 OPENINGS = ("", "", "", "photo of ", "a photo of ", "picture of ", "a picture of ", "a drawing of ")
+ODD = "odd"  # whatever marks a subject has: the model can draw them, and has no words to choose them by
 COUNTS = {1: ("a friend", "someone"), 2: ("two friends",), 3: ("three friends",)}
 
 
@@ -20,6 +21,8 @@ def article(words: str) -> str:
 def full_name(subject: Subject, colour: bool = True, mood: bool = False, wear: bool = False) -> str:
     """A subject in words: "a happy red cat wearing a blue hat"."""
     words = [subject.expression] if mood and subject.is_character else []
+    if subject.odd:
+        words.append(ODD)
     if colour and subject.colour:
         words.append(subject.colour)
     text = article(" ".join([*words, subject.cls]))

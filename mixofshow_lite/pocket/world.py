@@ -2,9 +2,9 @@
 
 `sample(rng)` draws the parameters of a picture, `render(picture, size)` its pixels at any size and
 `captions.caption(picture, rng)` its words. Everything comes from one `numpy.random.Generator`, so a seed is a picture
-on any machine. The world these functions draw is the *domain* of Pocket Diffusion; patterns, extra parts and drawing
-styles (`Subject.pattern`, `.parts`, `.outline`) are left out of it on purpose, they belong to the out-domain concepts
-of `concepts.py`.
+on any machine. The world these functions draw is the *domain* of Pocket Diffusion. It has no words for patterns, extra
+parts and drawing styles (`Subject.pattern`, `.parts`, `.outline`): they belong to the out-domain concepts of
+`concepts.py`, and pretraining shows others at random under the one word "odd".
 """
 
 from dataclasses import dataclass, field, replace
@@ -52,6 +52,7 @@ class Subject:
     pattern: tuple | None = None  # out-domain: (kind, rgb, scale)
     parts: list = field(default_factory=list)  # out-domain: [(name, rgb)]
     outline: float = 1.0  # out-domain when not 1: thickness of the drawing's outlines
+    odd: bool = False  # captions say that it has marks, and not which: "an odd red cat"
 
     @property
     def is_character(self) -> bool:

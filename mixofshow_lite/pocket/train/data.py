@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import captions, world
 from ..characters import CHARACTERS
+from ..concepts import CONCEPTS
 from ..svg import rasterise
 from .anatomy import LATENT
 
@@ -20,9 +21,9 @@ COUNTS = (0.6, 0.34, 0.06)  # of pictures with one, two, three subjects
 COMPANY = (0.45, 0.5, 0.05)  # the same of the pictures in company
 
 
-def decorate(rng, subject):
-    """Out-domain marks at random, for the autoencoder only: a general codec, not to be the bottleneck of identity."""
-    if rng.random() < 0.5:
+def decorate(rng, subject, odds: float = 0.5):
+    """Out-domain marks at random: a pattern with these odds, of a character up to two parts."""
+    if rng.random() < odds:
         tint = world.sample_colour(rng, str(rng.choice(list(world.COLORS))))
         subject.pattern = (str(rng.choice(PATTERNS)), tint, float(rng.uniform(0.8, 1.3)))
     if subject.cls in CHARACTERS:
@@ -32,24 +33,51 @@ def decorate(rng, subject):
         subject.outline = float(rng.uniform(0.4, 2.2))
 
 
+def make_odd(rng, subject):
+    """Marks at random, at least one, which captions call "odd"; never those of a concept that ships.
+
+    So the U-Net has seen that there are stripes and wings, as Stable Diffusion has, but no word says which: a concept's
+    own are for tuning to find.
+    """
+    taken = {(s.cls, s.pattern and s.pattern[0], *sorted(p[0] for p in s.parts)) for s in CONCEPTS.values()}
+    while not (subject.pattern or subject.parts) or marks(subject) in taken:
+        subject.pattern, subject.parts = None, []
+        decorate(rng, subject, 0.85)
+    subject.odd = True
+
+
+def marks(subject) -> tuple:
+    """The class, pattern and parts of a subject by name."""
+    return subject.cls, subject.pattern and subject.pattern[0], *sorted(name for name, _ in subject.parts)
+
+
+def is_odd(index: int) -> bool:
+    """Whether the subjects of picture `index` are odd ones, where they are not `wide` all the same."""
+    return index % 5 < 2
+
+
 def draw(seed: int, index: int, wide: bool) -> tuple[world.Picture, list[str]]:
     """Picture `index` of the stream `seed`, not rendered yet, and its captions.
 
-    wide    with out-domain marks at random; else every second picture is one `in_company`
+    wide    with out-domain marks at random, for the autoencoder: a general codec, not to be the bottleneck of identity;
+            else every second picture is one `in_company`, and in two of five the subjects are odd ones
     """
     rng = np.random.default_rng([seed, index])
+    odd = is_odd(index) and not wide
     if index % 2 and not wide:
-        return in_company(rng)
+        return in_company(rng, odd)
     picture = world.sample(rng, n_subjects=1 + int(rng.choice(3, p=COUNTS)))
-    if wide:
-        for subject in picture.subjects:
+    for subject in picture.subjects:
+        if wide:
             decorate(rng, subject)
+        if odd:
+            make_odd(rng, subject)
     return picture, [captions.caption(picture, rng) for _ in range(CAPTIONS_EACH)]
 
 
-def in_company(rng) -> tuple[world.Picture, list[str]]:
+def in_company(rng, odd: bool = False) -> tuple[world.Picture, list[str]]:
     """A picture with more characters, of which two mostly stand apart and are often captioned as a region's prompt is
-    ("a red cat on the left and a friend"), and its captions."""
+    ("a red cat on the left and a friend"), and its captions; all of them odd or none."""
     n, people, apart = 1 + int(rng.choice(3, p=COMPANY)), rng.random() < 0.6, rng.random() < 0.7
     scene, subjects = str(rng.choice(world.SCENES)), []
     while len(subjects) < n:
@@ -57,6 +85,9 @@ def in_company(rng) -> tuple[world.Picture, list[str]]:
         if not world.held_out(subject.cls, subject.colour, scene):
             subjects.append(subject)
     picture = world.sample(rng, subjects=subjects, scene=scene, apart=apart)
+    for subject in picture.subjects:
+        if odd:
+            make_odd(rng, subject)
     return picture, [captions.caption(picture, rng, company=True) for _ in range(CAPTIONS_EACH)]
 
 

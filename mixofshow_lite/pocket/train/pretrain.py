@@ -354,14 +354,15 @@ def train_diffusion(args, device, vae):
     modules = {"text": text, "unet": unet}
     run = Run("diffusion", args.work, modules, args.minutes, device, 0.9995, args.lr, 20 * args.lr, weight_decay=0.01)
     torch.manual_seed(1000 * run.step + rank)
+    odds = odds_of(len(moments), args.odd)
     on_gpu = device.type == "cuda"
     if not on_gpu:  # there the fused attention's backward pass is the slower one: 1.04 s a step against 0.75 s
         unet.set_attn_processor(AttnProcessor())
         unet.to(memory_format=torch.channels_last)
     compiled = torch.compile(unet) if on_gpu or args.compile else unet
-    going, next_preview, scale = run.progress < 1, 60.0 + run.budget.spent, vae.config.scaling_factor
+    going, next_preview, scale = run.progress < 1, 60.0 * args.preview_minutes + run.budget.spent, vae.config.scaling_factor
     while going:
-        pick = torch.randint(len(moments), (args.batch,), device=device)
+        pick = torch.multinomial(odds, args.batch, replacement=True).to(device)
         mean, std = moments[pick].float().chunk(2, 1)
         words = ids[pick, torch.randint(ids.shape[1], (args.batch,), device=device)]
         words = torch.where(torch.rand(args.batch, 1, device=device) < 0.1, empty, words)
@@ -383,6 +384,12 @@ def train_diffusion(args, device, vae):
     run.load_ema()
     if rank == 0:
         assemble(args.out, vae, text, unet, tokenizer)
+
+
+def odds_of(n: int, odd: float) -> torch.Tensor:
+    """How often each of the n pictures of the world is drawn, (n,): those of odd subjects in this share of all."""
+    which = torch.tensor([data.is_odd(i) for i in range(n)])
+    return torch.where(which, odd / which.sum(), (1 - odd) / (~which).sum())
 
 
 def shipped(kind, folder, part):
@@ -444,6 +451,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1e-3, help="of Adam; Muon's is 20 times as much")
     parser.add_argument("--focus", type=float, default=2.0, help="extra weight of the subjects' cells at first")
+    parser.add_argument("--odd", type=float, default=0.5, help="share of pictures with odd subjects in training")
     parser.add_argument("--compile", action="store_true", help="on a CPU too: 1.3x, after minutes of compiling")
     parser.add_argument("--preview-minutes", type=float, default=8)
     parser.add_argument("--vae-pictures", type=int, default=16000)

@@ -23,7 +23,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def known_words(pictures: int = 4000) -> list[str]:
     """All words of the world's captions (by drawing many of them), sorted."""
     words = {w for phrases in captions.COUNTS.values() for phrase in phrases for w in phrase.split()}
-    words |= set(world.CLASSES) | set(world.SCENES) | set(world.COLORS)
+    words |= set(world.CLASSES) | set(world.SCENES) | set(world.COLORS) | {captions.ODD}
     for index in range(pictures):
         rng = np.random.default_rng([7, index])
         words |= set(re.findall(r"[a-z]+|,", captions.caption(world.sample(rng), rng)))
