@@ -335,8 +335,8 @@ def tiny_training(tmp_path, monkeypatch):
 
     args = Namespace(
         work=str(tmp_path / "work"), out=str(tmp_path / "out"), pictures=6, minutes=60.0, batch=2, lr=1e-3,
-        preview_minutes=60.0, vae_pictures=4, vae_minutes=60.0, vae_batch=2, kl=1e-3, start=None, compile=False, odd=0.5,
-        vae_lr=2e-3, squared=2.0, decoder=False,
+        preview_minutes=60.0, vae_pictures=4, vae_minutes=60.0, vae_batch=2, kl=1e-3, start=None, compile=False,
+        vae_lr=2e-3, squared=2.0, decoder=False, odd=0.5,
         focus=2.0,
     )  # fmt: skip
     (tmp_path / "work").mkdir()

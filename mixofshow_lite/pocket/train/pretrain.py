@@ -360,7 +360,8 @@ def train_diffusion(args, device, vae):
         unet.set_attn_processor(AttnProcessor())
         unet.to(memory_format=torch.channels_last)
     compiled = torch.compile(unet) if on_gpu or args.compile else unet
-    going, next_preview, scale = run.progress < 1, 60.0 * args.preview_minutes + run.budget.spent, vae.config.scaling_factor
+    going, scale = run.progress < 1, vae.config.scaling_factor
+    next_preview = 60 * args.preview_minutes + run.budget.spent
     while going:
         pick = torch.multinomial(odds, args.batch, replacement=True).to(device)
         mean, std = moments[pick].float().chunk(2, 1)
