@@ -14,6 +14,7 @@ Interrupted, it goes on: tuned concepts and checkpoints lie in `out/concepts`.
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -176,9 +177,15 @@ def beside(order: list | None):
 def tune_alone() -> None:
     """What the process of `beside` does; it ends when the one that started it does."""
     base, folder, class_word, place, steps, seed = json.loads(sys.argv[1])
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=stop_with_the_other, daemon=True).start()
     tuned(load_base(base), ConceptData(folder, class_word), Path(place), steps, seed, False)
-    os._exit(0)  # not waiting for the thread that reads
+
+
+def stop_with_the_other() -> None:
+    """Ends this process once the one that started it closes its pipe, or is gone."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def draw(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: int, progress: bool) -> dict:
