@@ -91,6 +91,7 @@ def test_table_2a_has_image_alignment_alone(toys):
 
 
 COLUMNS = {  # figure -> titles that stand over its columns
+    "figure1": ["shared: words and LoRA", "one model of all", "joint sampling"],
     "figure2": ["together: Mix-of-Show"],
     "figure3": ["(a) TI Φ0(P*)", "(b) P+ Φ0(P*)", "(c) LoRA Φ0(P*)", "(c) LoRA (Φ0+ΔΦ)(P*)", "(d) ED-LoRA Φ0(P*)",
                 "(d) ED-LoRA (Φ0+ΔΦ)(P*)", "(e) LoRA, averaged Φ(P*)", "(f) ED-LoRA, averaged Φ(P*)"],
@@ -112,6 +113,15 @@ def test_a_figure_has_the_paper_s_columns(toys, tmp_path, name):
     assert study.figure.width >= 2 * 128 and study.quality == 90
     (tmp_path / "x").mkdir()
     assert (study.save(tmp_path / "x").parent / f"{name}.webp").is_file()
+
+
+def test_figure_1_draws_by_what_is_shared_and_not_by_private_pictures(toys):
+    base, data, asked = toys
+    study = reproduce.reproduce("figure1", base, None, data, scorer=Eye(), names=("bibi", "kiki"))
+    assert {(name, recipe) for name, recipe, _ in asked} == {("bibi", "ed_lora"), ("kiki", "ed_lora")}
+    assert [row["concept"] for row in study.rows[:4]] == ["bibi", "kiki"] * 2
+    assert study.rows[4]["column"] == "several in one picture: joint sampling" and len(study.rows) == 5
+    assert study.figure.width > 4 * 128, "three private pictures and one drawn one stand side by side"
 
 
 def test_the_median_picture_is_shown_and_framed_by_what_the_reader_says(toys):
@@ -161,6 +171,18 @@ def test_a_table_from_the_shell(toys, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "table2a.json").is_file()
     assert main(["paper", "table2c", "--votes", str(tmp_path / "none")]) == 1
     assert "answer its questions" in capsys.readouterr().err
+
+
+def test_table_2c_from_the_shell_is_saved(toys, tmp_path, monkeypatch, capsys):
+    base, _, _ = toys
+    monkeypatch.setattr(papers.options, "load", lambda args: base)
+    ballot = vote.Ballot(("averaging", "gradient fusion"), (vote.Pair("one", "a rabbit", (None, None)),))
+    for ask in vote.asks(ballot, "ada"):
+        vote.add_vote(tmp_path / "votes", ballot, "ada", ask, ask.sides.index(1))
+    assert main(["paper", "table2c", "--votes", str(tmp_path / "votes"), "--out", str(tmp_path / "out")]) == 0
+    assert "gradient fusion over averaging, 1 raters" in capsys.readouterr().out
+    saved = Study.load(tmp_path / "out", "table2c")
+    assert saved.about["fingerprint"] == "toy" and [row["value"] for row in saved.rows] == [1, 1]
 
 
 def test_table_2c_from_votes(tmp_path):

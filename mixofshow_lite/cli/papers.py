@@ -6,7 +6,7 @@ from pathlib import Path
 from . import options
 from .shows import clip_for
 
-FIGURES = tuple(f"figure{number}" for number in range(2, 8))
+FIGURES = tuple(f"figure{number}" for number in range(1, 8))
 NAMES = ("table1", "table2a", "table2c", *FIGURES)  # as paper.reproduce has them
 ALL = tuple(name for name in NAMES if name != "table2c")  # what needs no people
 

@@ -1,6 +1,7 @@
-"""Figures 2 to 7 of the paper in its own arrangement, with our concepts (see `grid`, pixel for pixel).
+"""Figures 1 to 7 of the paper in its own arrangement, with our concepts (see `grid`, pixel for pixel).
 
     figure   rows                        columns
+    1        clients; the center node    private pictures and what each client shares draws; one model draws all of it
     2        a cast of concepts          their own pictures; one picture of all of them, by regions of the fused model
     3        concepts, in- and           own pictures; TI, P+: Phi_0(P*); LoRA, ED-LoRA: Phi_0(P*), (Phi_0 + dPhi)(P*);
              out-domain                  LoRA, ED-LoRA averaged: Phi(P*)
@@ -84,15 +85,19 @@ class Studio:
         colour = RIGHT if nearest == name else WRONG
         return pictures[index], f"{scores[index]:.2f}", colour
 
+    def show(self, name: str, label: str, of: Callable, names: Sequence[str], prompt: str = PROMPT):
+        """The median picture of what `of` gives for a concept: (picture, caption, colour of its frame)."""
+        model, concept = of(name)
+        drawn = model.sample(prompt.format(concept.phrase), n=self.n, seed=SEED, progress=False)
+        return self.median(name, label, drawn, names)
+
     def block(self, names: Sequence[str], columns: Sequence[Column], heading: str, prompt: str = PROMPT):
         """One grid: a row per concept, its own picture first, then every column."""
         rows, captions, frames = {}, {}, {}
         for i, name in enumerate(names):
             rows[name] = [self.data[name].pictures[0]]
             for j, (title, of) in enumerate(columns, start=1):
-                model, concept = of(name)
-                drawn = model.sample(prompt.format(concept.phrase), n=self.n, seed=SEED, progress=False)
-                picture, captions[i, j], frames[i, j] = self.median(name, f"{heading}: {title}", drawn, names)
+                picture, captions[i, j], frames[i, j] = self.show(name, f"{heading}: {title}", of, names, prompt)
                 rows[name].append(picture)
         titles = ["reference", *(title for title, _ in columns)]
         return grid(rows, titles, side=self.side, captions=captions, frames=frames, heading=heading)
@@ -144,6 +149,33 @@ class Studio:
         study.quality = 90
         study.figure = stacked(list(blocks), max(block.width for block in blocks), 8)
         return study
+
+
+def figure1(studio: Studio, names: Sequence[str] = LOOK_ALIKES, private: int = 3) -> Study:
+    """Decentralized customization: pictures stay with the clients, the center node has their words and LoRAs alone.
+
+    A row for each client, `private` of its own pictures and what its tuned concept draws; then the one model of all.
+    """
+    alone, fused = studio.alone("ed_lora"), studio.fused(names, "ed_lora", by_gradient)
+    clients, captions, frames = {}, {}, {}
+    for i, name in enumerate(names):
+        clients[f"client {i + 1}: {name}"] = studio.data[name].pictures[:private]
+        picture, captions[i, private], frames[i, private] = studio.show(name, "shared: words and LoRA", alone, names)
+        clients[f"client {i + 1}: {name}"].append(picture)
+    titles = [*["private"] * private, "shared: words and LoRA"]
+    heading = "single-client concept tuning: pictures stay at home"
+    home = grid(clients, titles, side=studio.side, captions=captions, frames=frames, heading=heading)
+    node = [studio.show(name, "one model of all", fused, names) for name in names]
+    center = grid(
+        {"center node": [picture for picture, _, _ in node]},
+        list(names),
+        side=studio.side,
+        captions={(0, i): caption for i, (_, caption, _) in enumerate(node)},
+        frames={(0, i): colour for i, (_, _, colour) in enumerate(node)},
+        heading="center-node concept fusion: one model, nobody's pictures",
+    )
+    together = studio.company([("joint sampling", fused, True)], names, "several in one picture")
+    return studio.study("figure1", [home, center, together])
 
 
 def figure2(studio: Studio, names: Sequence[str] = LOOK_ALIKES) -> Study:
@@ -227,6 +259,7 @@ def claim(study: Study, words: str, more: str, less: str) -> Study:
 
 
 FIGURES: dict[str, Callable[[Studio], Study]] = {
+    "figure1": figure1,
     "figure2": figure2,
     "figure3": figure3,
     "figure4": figure4,

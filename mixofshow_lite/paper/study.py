@@ -104,7 +104,7 @@ class Study:
             study = cls(saved["name"], rows, verdicts, differences, about=saved["about"])
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{folder} holds no result {name!r}: measure it with `python -m mixofshow_lite.paper {name}`."
+                f"{folder} holds no result {name!r}: measure it with `{command_of(name)}`."
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"The result {name!r} in {folder} is damaged ({error!r}): measure it again.") from error
@@ -153,12 +153,19 @@ def saved(folder: str | Path, name: str, base: DiffusionModel) -> Study | None:
     if study is not None and family(study.about.get("base", "")) == family(base.base_id):
         print(
             f"{name} below is of {study.about['base']}, an earlier {family(base.base_id)} model with other concepts; "
-            f"to measure it on {base.base_id}: python -m mixofshow_lite.paper {name}"
+            f"to measure it on {base.base_id}: {command_of(name)}"
         )
         return study
     why = "has not been measured on" if study is None else "was measured on other weights than those of"
-    print(f"{name} {why} this {base.base_id}: python -m mixofshow_lite.paper {name}")
+    print(f"{name} {why} this {base.base_id}: {command_of(name)}")
     return None
+
+
+def command_of(name: str) -> str:
+    """What measures a result: the paper's tables and figures have a command of their own."""
+    if name.startswith(("table", "figure")):
+        return f"mixofshow paper {name} --out data/results"
+    return f"python -m mixofshow_lite.paper {name}"
 
 
 def family(base_id: str) -> str:
