@@ -56,6 +56,8 @@ JUDGES = {  # notebook and what is run of it: cells by their id, or lines of our
     "05 by hand": ("05", KIT, PAIR, "c12-8132a6", "c14-ba64f5"),
 }
 ENGINE = "mixofshow_lite/engine/"
+FRIENDS = "test_regional.py::test_friends_are_told_of_as_long_as_the_notebooks_say"
+RIDGE = "test_fusion.py::test_the_default_ridge_fits_what_is_one_concepts_own_alike_in_small_and_large_models"
 MUTANTS = [
     ("mixofshow_lite/diffusion.py", "(1 - a).sqrt() * noise", "(1 - a) * noise", "01 loss"),
     ("mixofshow_lite/diffusion.py", "a.sqrt() * latents", "a * latents", "01 loss"),
@@ -80,16 +82,31 @@ MUTANTS = [
         "moved = down @ gram @ normal.inverse",
         "04 one layer",
     ),
-    (ENGINE + "fusion/settings.py", "return RIDGE / max(n, 1)", "return RIDGE", "test_fusion.py"),
-    (ENGINE + "fusion/drift.py", "spread = 2 * others", "spread = others", "test_fusion.py"),
+    (ENGINE + "fusion/settings.py", "return RIDGE / max(n, 1)", "return RIDGE", RIDGE),
+    (
+        ENGINE + "fusion/drift.py",
+        "spread = 2 * others",
+        "spread = others",
+        "test_fusion.py::test_drift_compares_the_same_noise",
+    ),
     ("data/results/fusion_sweep.json", r're:\n {8}"identity": 0\.\d+', "", "04b sweep"),
     ("data/results/how_many.json", r're:"14": -?0\.\d+', "", "04b fourteen"),
-    (ENGINE + "masks.py", "friends: float = 0.4", "friends: float = 0.5", "test_regional.py"),
+    (ENGINE + "masks.py", "friends: float = 0.4", "friends: float = 0.5", FRIENDS),
     (ENGINE + "masks.py", "torch.where(share >= most - 1e-4", "torch.where(share > 0", "test_exercises_nb05.py"),
     (ENGINE + "regional.py", "(rest * out).index_add_", "out.index_add_", "05 by hand"),
     (ENGINE + "regional.py", "[i][self.layer] for i in own", "[i][0] for i in own", "05 full picture"),
-    ("mixofshow_lite/paper/observations.py", "scores.argmax(0)", "scores.argmin(0)", "test_paper.py"),
-    ("mixofshow_lite/paper/observations.py", "1 - float(means[name] @ m)", "float(means[name] @ m)", "test_paper.py"),
+    (
+        "mixofshow_lite/paper/observations.py",
+        "scores.argmax(0)",
+        "scores.argmin(0)",
+        "test_paper.py::test_identified_and_apart",
+    ),
+    (
+        "mixofshow_lite/paper/observations.py",
+        "1 - float(means[name] @ m)",
+        "float(means[name] @ m)",
+        "test_paper.py::test_identified_and_apart",
+    ),
 ]
 
 

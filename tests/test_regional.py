@@ -92,6 +92,13 @@ def test_side_by_side_says_who_is_not_alone_and_then_is_the_paper_s():
     assert [r.prompt for r in side_by_side(list("abcde"), friends=1)][1:3] == ["b and friends", "c and friends"]
 
 
+def test_friends_are_told_of_as_long_as_the_notebooks_say():
+    """Notebook 05: `side_by_side` says it for the first 40 % of the steps, and names the subject alone after that."""
+    told = side_by_side(list("ab"))
+    assert [(r.start, r.end) for r in told] == [(0, 0.4), (0, 0.4), (0.4, 1), (0.4, 1)]
+    assert ["friend" in r.prompt for r in told] == [True, True, False, False]
+
+
 def test_side_by_side_without_friends_or_late():
     assert [(r.prompt, r.start, r.end) for r in side_by_side(list("ab"), friends=0)] == [("a", 0, 1), ("b", 0, 1)]
     assert [(r.prompt, r.start) for r in side_by_side(list("ab"), friends=0.2, start=0.5)] == [("a", 0.5), ("b", 0.5)]
