@@ -119,7 +119,7 @@ def recorded_grams(linears: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]
     grams: dict[str, Tensor] = {}
 
     def record(name: str, x: Tensor) -> None:
-        rows = x.detach().flatten(0, -2).double().cpu()  # 3.3.2 X_i: as rows, (rows, d_in)
+        rows = x.detach().flatten(0, -2).cpu().double()  # 3.3.2 X_i: as rows, (rows, d_in)
         grams[name] = grams.get(name, 0) + rows.T @ rows  # float64: directions without input stay exactly 0
 
     handles = []
@@ -199,7 +199,7 @@ def fuse_keys_and_values(fused: Model, concepts: Sequence[Concept], fusion: Fusi
     grams = []
     for concept in concepts:
         with torch.no_grad():
-            context = fused.context(prompts_of(concept, recording.prompts)).double().cpu()  # (B, L, N, D)
+            context = fused.context(prompts_of(concept, recording.prompts)).cpu().double()  # (B, L, N, D)
         seen = {}
         for layer, name in enumerate(fused.layers):
             rows = context[:, layer].flatten(0, 1)  # (B * N, D)
@@ -240,7 +240,7 @@ def fuse_layers(
     layers = layers_of(getattr(fused, net), names)
     changes = {}
     for name in names:
-        W0 = layers[name].weight.detach().double().cpu()  # (d_out, d_in)
+        W0 = layers[name].weight.detach().cpu().double()  # (d_out, d_in)
         deltas = [concept_delta(concept, net, name, W0) for concept in concepts]
         seen = [] if grams is None else [of_concept[name] for of_concept in grams]
         changes[name] = fusion(W0, deltas, seen) - W0  # Eq. 3
@@ -253,19 +253,19 @@ def with_concept_layers(model: Model, concept: Concept, net: str, names: list[st
     """A copy with one concept's updates in the named layers of one network, W0 + dW_i: what its client would run."""
     model = model.copy()
     layers = layers_of(getattr(model, net), names)
-    deltas = {name: concept_delta(concept, net, name, layer.weight.double()) for name, layer in layers.items()}
+    deltas = {name: concept_delta(concept, net, name, layer.weight.cpu().double()) for name, layer in layers.items()}
     if deltas:
         add_deltas(getattr(model, net), deltas)
     return model
 
 
 def concept_delta(concept: Concept, net: str, name: str, W0: Tensor) -> Tensor:
-    """dW_i of one layer (d_out, d_in) in float64; zero if the concept has no LoRA there."""
+    """dW_i of one layer (d_out, d_in), on the CPU in float64, which no Apple GPU has; zero without a LoRA there."""
     factors = concept.lora.get(net, {}).get(name)
     if factors is None:
         return torch.zeros_like(W0)
     down, up = factors
-    return delta(down.double().to(W0.device), up.double().to(W0.device), concept.scale)
+    return delta(down.cpu().double(), up.cpu().double(), concept.scale)
 
 
 def updated_layers(concepts: Sequence[Concept], net: str) -> list[str]:

@@ -125,8 +125,9 @@ def add_deltas(net: nn.Module, deltas: dict[str, Tensor]) -> None:
         if name not in layers or dW.shape != layers[name].weight.shape:
             raise ValueError(f"The update of {name}, {tuple(dW.shape)}, fits no layer: load the base it was made for.")
         W0 = layers[name].weight  # (d_out, d_in)
-        # Summed in the wider of both precisions: half precision would lose small updates.
-        W = (W0 + dW.to(W0.device)).to(W0.dtype)
+        # Summed in the wider of both precisions, as half precision would lose small updates, and on the CPU, because an
+        # Apple GPU has no float64.
+        W = (W0.cpu() + dW.cpu()).to(W0.dtype).to(W0.device)
         layers[name].weight = nn.Parameter(W, requires_grad=False)
 
 

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .attention import cross_attention
 from .diffusion import add_noise, draw_noise
 from .engine import lora
-from .engine.arguments import SEEDS, check_callback, check_whole, is_number, is_whole
+from .engine.arguments import SEEDS, check_callback, check_number, check_switch, check_whole, is_number, is_whole
 from .engine.finite import culprit, is_finite
 from .engine.layerwise import check_processors, encode, install
 from .files.concept import Concept, bind
@@ -264,6 +264,8 @@ class DiffusionModel:
         for name, value in {"n": n, "steps": steps, "batch": batch}.items():
             check_whole(name, value, least=1 if name == "batch" else 0, most=10_000)
         check_whole("seed", seed, *SEEDS)
+        check_number("base_ratio", base_ratio, 0, 1)
+        check_switch("isolate", isolate)
         check_callback(callback)
         if not isinstance(negative_prompt, str):
             raise TypeError(f"negative_prompt={negative_prompt!r}: give one text, for all pictures.")

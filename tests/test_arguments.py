@@ -59,6 +59,8 @@ SAMPLE = pairs(
     negative_prompt=[["a", "b"], [], 3, None],
     callback=[3],
     spatial=[3, "x"],
+    isolate=["x", None, 1],
+    base_ratio=["x", math.nan, 2],
     regions=[3, "x"],
 )
 
@@ -83,6 +85,7 @@ TUNE = pairs(
     accumulate=[0, -1, 1.5],
     strip=[-1, 1.5],
     callback=[3],
+    gradient_checkpointing=["x", 1],
     class_word=[3, ["a"]],
 )
 

@@ -128,5 +128,9 @@ def test_weights_of_8_bits_are_told_and_whole_numbers_refused(folder, net):
     with pytest.warns(UserWarning, match=f"weights of .*{net}.* have 8 bits") as told:
         mos.load_base(folder, device="cpu")
     assert len([w for w in told if "8 bits" in str(w.message)]) == 1
+    plain = load_file(file)
+    scale = next(name for name in plain if name.endswith("weight")) + "_scale"
+    save_file(plain | {scale: torch.ones(())}, file, {"format": "pt"})
+    assert "is stored as F8_E4M3 and means nothing" in refused(folder)
     store(file, torch.int8)
-    assert "stored as whole numbers (I8)" in refused(folder)
+    assert "is stored as I8 and means nothing without the program that packed it" in refused(folder)

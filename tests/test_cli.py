@@ -71,6 +71,8 @@ FUSED = {  # command line -> the library's own call with the same two concepts
     "weight --weights 3,1": lambda base, two: mos.weight_fusion(base, two, weights=[3, 1]),
     "constrained --ridge 0.01": lambda base, two: mos.constrained_fusion(base, two, ridge=0.01),
     "ties": lambda base, two: mos.peft_fusion(base, two, "ties"),
+    "ties_svd": lambda base, two: mos.peft_fusion(base, two, "ties_svd"),
+    "dare_linear_svd --seed 4": lambda base, two: mos.peft_fusion(base, two, "dare_linear_svd", seed=4),
     "dare_linear --seed 4": lambda base, two: mos.peft_fusion(base, two, "dare_linear", seed=4),
     "svd": lambda base, two: mos.peft_fusion(base, two, "svd"),
     "cat --weights 1,0.5": lambda base, two: mos.peft_fusion(base, two, "cat", weights=[1, 0.5]),

@@ -317,6 +317,22 @@ def test_a_whole_lora_is_read_without_a_word(tiny_base, concept, tmp_path):
         Concept.from_lora(tmp_path / "x.safetensors", tiny_base, "rabbit", verbose=False)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "te2\x0b\x1b[31m", "\u2028lora_te2_"])
+def test_names_that_cannot_be_printed_are_escaped(tiny_base, concept, tmp_path, name):
+    """A stranger's file may hold anything as a name: the sentence stays one line and colours no terminal."""
+    state = write(concept, "kohya", tmp_path / "x.safetensors")
+    for key in (name, f"lora_unet_x.lora_A.{name}.weight"):
+        save_file(state | {key: torch.ones(2, 2)}, tmp_path / "x.safetensors")
+        said = refused(tmp_path / "x.safetensors", tiny_base)
+        assert said.isprintable() and name.encode("unicode_escape").decode() in said
+    file = concept.save(tmp_path / "bibi") / "concept.safetensors"
+    for tensor in (torch.ones(2), torch.ones(2, dtype=torch.int8)):
+        save_file({name: tensor}, file)
+        with pytest.raises(ValueError) as caught:
+            Concept.load(tmp_path / "bibi")
+        assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
 def test_numbers_of_another_kind(tiny_base, concept, tmp_path, dtype):
     state = write(concept, "kohya", tmp_path / "x.safetensors")

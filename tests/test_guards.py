@@ -145,6 +145,13 @@ def test_functions_are_short():
     assert not finished, f"Short by now, take them off LONG_FUNCTIONS: {sorted(finished)}"
 
 
+def test_float64_is_made_on_the_cpu():
+    """An Apple GPU (MPS) has no float64: what is doubled there before it comes to the CPU is an error."""
+    late = re.compile(r"(\.double\(\)|float64\))\s*\.(cpu|to)\(")
+    found = [f"{p.relative_to(PACKAGE)}: {hit[0]}" for p in modules() for hit in late.finditer(p.read_text())]
+    assert not found, f"write .cpu().double(): {found}"
+
+
 def private_names(path: Path) -> set[str]:
     """Private names that a file takes from another module, of the package or of a library."""
     found = set()

@@ -13,14 +13,14 @@ FUSIONS = {  # method -> those options that it knows
     "gradient": ("solver", "ridge", "weights", "seed"),
     "weight": ("weights",),
     "constrained": ("ridge",),
-    **dict.fromkeys(("ties", "dare_linear", "svd", "cat"), ("weights", "seed")),
+    **dict.fromkeys(("ties", "ties_svd", "dare_linear", "dare_linear_svd", "svd", "cat"), ("weights", "seed")),
 }
 
 
 def add_fuse(commands) -> None:
     c = commands.add_parser("fuse", help="fuse concept folders into one model")
     c.add_argument("concepts", nargs="+", type=Path, help="concept folders")
-    c.add_argument("--method", choices=FUSIONS, default="gradient", help="how; the last four are peft's own merges")
+    c.add_argument("--method", choices=FUSIONS, default="gradient", help="how; the last six are peft's own merges")
     c.add_argument("--solver", choices=("closed_form", "lbfgs"), help="of gradient fusion (default: closed_form)")
     c.add_argument(
         "--ridge", type=options.ridge, help="of gradient (default: 0.09 / concepts; or auto) or constrained fusion"

@@ -30,6 +30,12 @@ def check_whole(name: str, value, least: int = 1, most: int = 2**31) -> None:
         raise ValueError(f"{name}={shown(value)}: give a whole number from {least} to {most}.")
 
 
+def check_switch(name: str, value) -> None:
+    """Raise TypeError unless a value is True or False: of a text or number nobody knows which is meant."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={shown(value)}: give True or False.")
+
+
 def check_callback(callback) -> None:
     """Raise TypeError on a callback that cannot be called."""
     if callback is not None and not callable(callback):
@@ -44,6 +50,11 @@ def as_path(given: str | os.PathLike) -> Path:
     if "\0" in str(path) or len(str(path)) > LONGEST[0] or any(len(part) > LONGEST[1] for part in path.parts):
         raise ValueError(f"{shown(str(path))} cannot be the name of a file or folder: give a shorter or plainer one.")
     return path
+
+
+def printable(text) -> str:
+    """A name out of a stranger's file as a sentence may hold it: what cannot be printed is escaped, as in a\\nb."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def shown(value) -> str:

@@ -30,7 +30,7 @@ from ..files.fits import check_finite, check_proportions
 from ..model import DiffusionModel, denoising_loss
 from ..tuning import freezing_norm
 from . import finite, lora
-from .arguments import SEEDS, as_path, check_callback, check_whole, is_whole, shown
+from .arguments import SEEDS, as_path, check_callback, check_switch, check_whole, is_whole, shown
 from .attention_loss import outside_attention, watched
 from .checkpoint import Checkpoint, prior_file
 from .fusion.grams import CONTEXT_LINEAR
@@ -83,6 +83,7 @@ def tune(
     phrase = " ".join((*words, class_word) if recipe.class_after else words)
     names = {"name": name, "words": words, "class_word": class_word, "phrase": phrase}
     steps = steps or recipe.steps or math.ceil(500 * len(data) / recipe.batch)
+    check_switch("gradient_checkpointing", gradient_checkpointing)
     memory = {"mixed_precision": mixed_precision, "gradient_checkpointing": gradient_checkpointing}
     file = None if checkpoint is None else as_path(checkpoint)
     run = start(base, data, recipe, names, seed, steps, file, progress, **memory)

@@ -19,6 +19,7 @@ CLASSES = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "vae
 PRECISIONS = ("float32", "float16", "bfloat16")
 ABOUT = {"base_id": str, "guidance": int | float, "dtype": str, "fingerprint": str}  # mixofshow.json: what is what
 CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # a line of SHA256SUMS
+SCALE = re.compile(r"(weight_scale|scale_weight)$")  # what packed weights have to be multiplied by
 AGAIN = "copy or download the model folder again"
 
 
@@ -125,13 +126,14 @@ def check_stored(file: Path, net: nn.Module) -> None:
     with safe_open(file, "pt") as stored:
         own = [key for key in stored.keys() if key.removeprefix("text_model.") in names]
         kinds = {key: stored.get_slice(key).get_dtype() for key in own}
-    odd = next((key for key, kind in kinds.items() if not kind.startswith(("F", "BF"))), None)
-    if odd:
-        raise ValueError(
-            f"{odd} in {file} is stored as whole numbers ({kinds[odd]}), which need the program that made them: give "
-            "the model in 16 or 32 bits."
-        )
+        scales = [key for key in stored.keys() if SCALE.search(key)]
     short = [key for key, kind in kinds.items() if kind.startswith("F8")]
+    packed = [key for key, kind in kinds.items() if not kind.startswith(("F", "BF"))] or scales and short
+    if packed:
+        raise ValueError(
+            f"{packed[0]} in {file} is stored as {kinds[packed[0]]} and means nothing without the program that packed "
+            "it: give the model in 16 or 32 bits."
+        )
     if short:
         warn(
             f"{len(short)} of {len(kinds)} weights of {file} have 8 bits, rounded to one or two digits: it will draw "

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
-from ..engine.arguments import is_number, is_whole, shown
+from ..engine.arguments import is_number, is_whole, printable, shown
 from ..engine.finite import first_not_finite
 from .concept import Concept, Factors, is_word, tensors_of
 from .fits import check_finite, check_fits
@@ -155,7 +155,9 @@ def load(folder: Path) -> Concept:
     tensors = read_safetensors(folder / "concept.safetensors")[0]
     for name, tensor in tensors.items():
         if not ordinary(tensor):
-            raise ValueError(f"{name} in {folder} is {kind_of(tensor)}, no decimal numbers: copy the folder again.")
+            raise ValueError(
+                f"{printable(name)} in {folder} is {kind_of(tensor)}, no decimal numbers: copy the folder again."
+            )
     warn_of_8_bits(tensors, str(folder))
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     embeddings = {word: tensors.pop(f"embeddings.{word}", None) for word in about["words"]}
@@ -167,7 +169,11 @@ def load(folder: Path) -> Concept:
             lora.setdefault(net, {})[module] = tuple(tensors.pop(keys[path, end]) for end in ("down", "up"))
     missing = [word for word, rows in embeddings.items() if rows is None]
     if missing or tensors:
-        what = f"the rows of {missing[0]} are missing" if missing else f"{next(iter(tensors))} belongs to nothing"
+        what = (
+            f"the rows of {missing[0]} are missing"
+            if missing
+            else f"{printable(next(iter(tensors)))} belongs to nothing"
+        )
         raise ValueError(f"{folder} is no whole concept ({what}): save it again or copy it again.")
     concept = Concept(**about, embeddings=embeddings, lora=lora, preview=read_preview(folder / "preview.png"))
     check_shapes(concept, folder)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..engine import lora
+from ..engine.arguments import printable
 from .concept import Factors
 from .kinds import LONGEST_NAME, refuse_other_kinds, refuse_other_widths
 from .warn import warn
@@ -119,9 +120,8 @@ def check_whose(tensors: Mapping[str, Tensor], base, source: str) -> None:
     for width in sorted(widths, reverse=True):
         refuse_other_widths(width, base, source)
     if len(adapters) > 1:
-        raise ValueError(
-            f"{source} holds {len(adapters)} LoRAs at once ({', '.join(sorted(adapters))}): save one of them alone."
-        )
+        names = ", ".join(map(printable, sorted(adapters)))
+        raise ValueError(f"{source} holds {len(adapters)} LoRAs at once ({names}): save one of them alone.")
 
 
 def sort_out(
@@ -199,4 +199,4 @@ def kind_of(tensor: Tensor) -> str:
 
 def examples(keys: list[str], n: int = 2) -> str:
     """ ", e.g. a and b", or nothing where there are no keys."""
-    return f", e.g. {' and '.join(keys[:n])}" if keys else ""
+    return f", e.g. {' and '.join(map(printable, keys[:n]))}" if keys else ""

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..engine.arguments import printable
+
 GIVE_LORA = "give a plain LoRA of the linear layers of Stable Diffusion 1.x"
 WHOLE, PART, EMBEDDING = "a whole model", "part of a whole model", "a textual-inversion embedding"
 LOHA, LOKR, DORA = "a LoHa", "a LoKr", "a DoRA, which also rescales the weights"
@@ -62,11 +64,11 @@ def refuse_other_kinds(tensors: Mapping[str, object], source: str) -> None:
     for pattern, kind in KINDS.items():
         key = next((key for key in tensors if re.search(pattern, str(key))), None)
         if key is not None:
-            raise ValueError(f"{source} is {kind} (it has {key}): {ADVICE.get(kind, GIVE_LORA)}.")
+            raise ValueError(f"{source} is {kind} (it has {printable(key)}): {ADVICE.get(kind, GIVE_LORA)}.")
     if len(tensors) == 1:  # textual inversion of a token without brackets: one table of rows as wide as text features
         key, rows = next(iter(tensors.items()))
         if "." not in str(key) and isinstance(rows, Tensor) and rows.ndim in (1, 2) and rows.shape[-1] in FAMILIES:
-            raise ValueError(f"{source} is {EMBEDDING} (it has {key} alone): {ADVICE[EMBEDDING]}.")
+            raise ValueError(f"{source} is {EMBEDDING} (it has {printable(key)} alone): {ADVICE[EMBEDDING]}.")
 
 
 def refuse_other_widths(width: int, base, source: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..engine.arguments import as_path
+from ..engine.arguments import as_path, shown
 from .concept import Factors
 from .keys import NETS, match, never_used
 from .kinds import GIVE_LORA, PEFT_TYPES
@@ -120,7 +120,7 @@ def check_config(config: Mapping, source: str) -> None:
     """Raise ValueError with one sentence unless a LoraConfig is a plain LoRA's and its numbers are numbers."""
     kind = config.get("peft_type") or "LORA"
     if kind != "LORA" or config.get("use_dora"):
-        kind = "a DoRA" if config.get("use_dora") else PEFT_TYPES.get(str(kind), f"of peft's kind {kind}")
+        kind = "a DoRA" if config.get("use_dora") else PEFT_TYPES.get(str(kind), f"of peft's kind {shown(kind)}")
         raise ValueError(f"{source} is {kind}: {GIVE_LORA}.")
     patterns, alpha = config.get("alpha_pattern") or {}, config.get("lora_alpha")
     whole = isinstance(patterns, dict)
