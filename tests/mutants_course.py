@@ -36,26 +36,22 @@ PAIR = (
 )
 JUDGES = {  # notebook and what is run of it: cells by their id, or lines of our own; the last one is a compared cell
     "01 loss": ("01", "c01-f7568b", "c06-42118c", "c08-5b58bd", "c11-1a340f"),
-    "01 layers": ("01", KIT, "c24-a5d654"),
     "01 LoRA": ("01", "c01-f7568b", "c06-42118c", "c08-5b58bd", "c11-1a340f", "c31-0ba152", "c33-a315c7", "c35-efbdf1"),
     "02 recipes": ("02", "c01-f7568b", "c09-176a74"),
     "02 observation 1": ("02", "c01-f7568b", "data = None", "c22-9b6950"),
     "02 observation 2": ("02", "c01-f7568b", "data = None", "c32-61ef66"),
     "02 alpha 0": ("02", KIT, RABBITS, "c26-8c3c42"),
     "02 shown": ("02", "c01-f7568b", "c34-c6645a"),
-    "03 cat": ("03", KIT, "import torch\nL = len(base.layers)", "c07-ccd2cf"),
-    "03 layer-wise": ("03", KIT, RABBITS, "c05-5870fe"),
-    "03 loaded again": ("03", KIT, RABBITS, FOLDER, "c32-61ef66"),
     "03 formats": ("03", KIT, RABBITS, FOLDER, "c36-0c478c"),
     "03 ablation": ("03", KIT, "data = None", "c25-af17f0", "c27-950a2c"),
     "04 one layer": ("04", "c02-82f481", "c11-1a340f", "c12-8132a6"),
-    "04 overlap": ("04", "c02-82f481", "c11-1a340f", "c15-a988de", "c16-b674fe"),
     "04b sweep": ("04b", "b02", "b04", "f3d3bcad"),
     "04b fourteen": ("04b", "b02", "base = kit.base", "c458ea57"),
-    "05 full picture": ("05", KIT, PAIR, "c10-beed22"),
     "05 by hand": ("05", KIT, PAIR, "c12-8132a6", "c14-ba64f5"),
 }
 ENGINE = "mixofshow_lite/engine/"
+EINSUM = "test_regional.py::test_every_layer_against_the_official_rule_by_einsum"
+SLICE = "test_base.py::test_the_unet_gives_each_layer_its_own_slice"
 FRIENDS = "test_regional.py::test_friends_are_told_of_as_long_as_the_notebooks_say"
 RIDGE = "test_fusion.py::test_the_default_ridge_fits_what_is_one_concepts_own_alike_in_small_and_large_models"
 MUTANTS = [
@@ -67,7 +63,7 @@ MUTANTS = [
     ("mixofshow_lite/paper/study.py", "(0.05, 0.95)", "(0.5, 0.95)", "02 shown"),
     ("data/results/observation_1.csv", r"re:0\.\d+", "", "02 observation 1"),
     ("data/results/observation_2.json", r're:"(?:low|mean)": 0\.\d+', "", "02 observation 2"),
-    (ENGINE + "layerwise.py", "[:, self.layer]", "[:, 0]", "test_lora.py"),
+    (ENGINE + "layerwise.py", "[:, self.layer]", "[:, 0]", SLICE),
     ("mixofshow_lite/files/lora_writing.py", "torch.tensor(float(rank))", "torch.tensor(1.0)", "03 formats"),
     ("data/results/ablation.csv", r"re:0\.\d+", "", "03 ablation"),
     (
@@ -94,7 +90,7 @@ MUTANTS = [
     (ENGINE + "masks.py", "friends: float = 0.4", "friends: float = 0.5", FRIENDS),
     (ENGINE + "masks.py", "torch.where(share >= most - 1e-4", "torch.where(share > 0", "test_exercises_nb05.py"),
     (ENGINE + "regional.py", "(rest * out).index_add_", "out.index_add_", "05 by hand"),
-    (ENGINE + "regional.py", "[i][self.layer] for i in own", "[i][0] for i in own", "05 full picture"),
+    (ENGINE + "regional.py", "[i][self.layer] for i in own", "[i][0] for i in own", EINSUM),
     (
         "mixofshow_lite/paper/observations.py",
         "scores.argmax(0)",
