@@ -10,7 +10,7 @@
     h         h               (B, heads, T, d)       what the pixels read from the prompt
 
 The U-Net of Stable Diffusion 1.5 has L = 16 such layers, at four sizes. They are counted down -> mid -> up, the order
-in which a sample passes through them. P+ [4] gives every layer its own prompt, so their numbering must be fixed.
+in which a sample passes through them. P+ gives every layer its own prompt, so their numbering must be fixed.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     d = q.shape[-1]
     # A product of d random numbers has variance d: the root keeps the softmax away from its flat ends.
     scores = q @ k.transpose(-1, -2) / d**0.5  # (B, heads, T, N)
-    return scores.softmax(dim=-1)  # 3.4 softmax(Q K^T / sqrt(d))
+    return scores.softmax(dim=-1)  # 3.4 A = softmax(QK^T / sqrt(d))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class StoringAttention(LayerAttention):
         self.store = store
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # Fused kernels never form the weights; written out, they can be kept.
+        # The same as `attend`, in two steps because the weights are wanted in between.
         weights = attention_weights(q, k)  # (B, heads, T, N)
         self.store.add(self.layer, weights)
         return weights @ v
@@ -201,3 +201,22 @@ def stored_attention(unet: nn.Module) -> Iterator[AttentionStore]:
     store = AttentionStore()
     with swapped(unet, lambda layer: StoringAttention(layer, store)):
         yield store
+
+
+def outside_attention(maps: list[Tensor], masks: Tensor) -> Tensor:
+    """Attention regularisation (official main branch, not the paper): how much the concept's words look outside, (B,).
+
+    For each feature-map size: the mean map (B, W, T) over its layers, relative to its peak, averaged outside the masks
+    (B, 1, h, w); summed over words and sizes. The official code takes the peak of the whole batch; here each picture
+    has its own, so that it does not depend on its neighbours.
+    """
+    h, w = masks.shape[-2:]
+    penalty = torch.zeros(len(masks), device=masks.device)
+    for T in sorted({weights.shape[2] for weights in maps}):
+        mean = torch.stack([weights for weights in maps if weights.shape[2] == T]).mean(dim=0)  # (B, W, T)
+        relative = mean / mean.amax(dim=2, keepdim=True).clamp(min=1e-8)
+        inside = F.adaptive_avg_pool2d(masks, layer_size(T, h, w)).flatten(2)  # (B, 1, T)
+        outside = 1 - inside
+        per_word = (relative * outside).sum(dim=2) / outside.sum(dim=2).clamp(min=1e-8)  # (B, W)
+        penalty = penalty + per_word.sum(dim=1)  # 3.3.1 attention regularisation (official code)
+    return penalty

@@ -1,14 +1,14 @@
 """Text-to-image diffusion (paper 3.1): the model, the loss it is trained with, and the loop that samples from it.
 
-    L = E_{z, c, eps, t} || eps - eps_theta(z_t, t, c) ||_2^2                                            (Eq. 1)
+    loss = E_{z, c, eps, t} || eps - eps_theta(z_t, t, c) ||_2^2                                         (Eq. 1)
 
     paper       here            shape
     z           latents         (B, C, h, w)    the picture, compressed by the VAE to 1/f of its side
-    t           t               (B,)            0: almost clean, 999: almost noise
+    t           t               (B,)            0: almost clean, 999: almost noise; () while sampling: one for all
     eps         noise           (B, C, h, w)    standard normal
     z_t         add_noise(...)  (B, C, h, w)    sqrt(a_t) z + sqrt(1 - a_t) eps
     c = psi(P)  context         (B, L, N, D)    the prompt, encoded for each cross-attention layer, see prompts.py
-    eps_theta   model.unet                      predicts the noise that is in z_t
+    eps_theta   model.unet                      predicts the noise in z_t; each layer takes its own prompt from c
 
 Every size is read from the model: the same code runs Stable Diffusion 1.5 and a model small enough for a CPU.
 """
@@ -30,11 +30,11 @@ from .prompts import bind, encode
 
 @dataclass
 class Model:
-    """A Stable-Diffusion-shaped model, frozen. What is made from it shares every weight that stays the same."""
+    """A Stable-Diffusion-shaped model. What is made from it shares every weight that stays the same."""
 
     tokenizer: object  # CLIPTokenizer
     text_encoder: nn.Module  # CLIPTextModel, psi
-    unet: nn.Module  # UNet2DConditionModel, eps_theta
+    unet: nn.Module  # UNet2DConditionModel, eps_theta; `install` makes it take a context with an L
     vae: nn.Module  # AutoencoderKL
     scheduler: object  # any diffusers scheduler: only its noise schedule is used
     words: dict[str, Tensor] = field(default_factory=dict)  # concept word -> (L, D)
@@ -42,8 +42,6 @@ class Model:
 
     def __post_init__(self):
         self.layers = install(self.unet)
-        for net in (self.text_encoder, self.unet, self.vae):
-            net.requires_grad_(False).eval()
 
     def context(self, prompts: str | Sequence[str], words: dict[str, Tensor] | None = None) -> Tensor:
         """c = psi(P): B prompts -> (B, L, N, D). Tuning passes its own trainable `words`, (1, D) or (L, D) each."""
@@ -72,6 +70,9 @@ def share(net: nn.Module) -> nn.Module:
 
 def from_pipeline(pipeline) -> Model:
     """The model of a diffusers StableDiffusionPipeline. It shares the pipeline's networks, and freezes them."""
+    # Here and not in Model: a copy shares its weights, and those of a LoRA that is being tuned must stay trainable.
+    for net in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
+        net.requires_grad_(False).eval()
     return Model(pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler)
 
 
@@ -79,7 +80,7 @@ def add_noise(model: Model, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor
     """z_t of latents and noise (B, C, h, w) at times t (B,), each 0 <= t < the number of training steps."""
     a = model.scheduler.alphas_cumprod.to(latents.device)[t].view(-1, 1, 1, 1)  # (B, 1, 1, 1), how much is signal
     # The roots keep the variance at 1: a_t of the picture's, 1 - a_t of the noise's.
-    z_t = a.sqrt() * latents + (1 - a).sqrt() * noise  # 3.1 z_t
+    z_t = a.sqrt() * latents + (1 - a).sqrt() * noise  # 3.1 z_t = sqrt(a_t) z + sqrt(1 - a_t) eps
     return z_t.to(latents.dtype)  # the schedule is in float32, a model may be in half precision
 
 
@@ -97,27 +98,33 @@ def draw_noise(
     return t, noise + noise_offset * torch.randn(B, C, 1, 1, generator=generator)
 
 
+def denoising_errors(model: Model, latents: Tensor, context: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The squares of Eq. 1, (B, C, h, w), for latents and noise (B, C, h, w), context (B, L, N, D) and t (B,)."""
+    z_t = add_noise(model, latents, noise, t)  # (B, C, h, w)
+    predicted = model.unet(z_t, t, context).sample  # 3.1 eps_theta(z_t, t, c)
+    return (noise - predicted).square()  # Eq. 1 denoising loss
+
+
 def denoising_loss(model: Model, latents: Tensor, context: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Eq. 1 for latents and noise (B, C, h, w), context (B, L, N, D) and t (B,) -> ().
+    """Eq. 1 with every number weighing the same, as in pretraining -> (); arguments as `denoising_errors` has them.
 
     The equation sums the squares; like the official code we take their mean. The minimum is the same, and learning
     rates do not depend on the size of the picture.
     """
-    z_t = add_noise(model, latents, noise, t)  # (B, C, h, w)
-    predicted = model.unet(z_t, t, context).sample  # 3.1 eps_theta(z_t, t, c)
-    return (noise - predicted).square().mean()  # Eq. 1
+    return denoising_errors(model, latents, context, noise, t).mean()
 
 
 def guided_noise(model: Model, z: Tensor, t: Tensor, context: Tensor, negative: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance [38]: the predicted noise, moved along the prompt's influence on it, (B, C, h, w).
+    """Classifier-free guidance (Ho and Salimans 2022): the noise in z, moved along the prompt's influence on it.
 
-    context (B, L, N, D) is what to draw, negative (1, L, N, D) what to move away from; guidance 1 is the model itself.
+    z (B, C, h, w) at one time t () for all -> (B, C, h, w). context (B, L, N, D) is what to draw, negative
+    (1, L, N, D) what to move away from; guidance 1 is the model itself.
     """
     if guidance == 1:
         return model.unet(z, t, context).sample
     both = torch.cat([negative.expand_as(context), context])  # (2B, L, N, D): one pass for both, negative first
     eps_negative, eps_positive = model.unet(torch.cat([z, z]), t, both).sample.chunk(2)
-    return eps_negative + guidance * (eps_positive - eps_negative)  # 3.1 guidance
+    return eps_negative + guidance * (eps_positive - eps_negative)  # 3.1 classifier-free guidance
 
 
 @torch.no_grad()
@@ -126,9 +133,10 @@ def denoise(
 ) -> Iterator[Tensor]:
     """The sampling loop: noise (B, C, h, w) -> the latents after every step; the last ones are the picture.
 
-    A generator: progress bars and previews stand outside, in the code that consumes it.
+    A generator: progress bars and previews stand outside. Guidance 7.5 is Stable Diffusion's, the shipped pocket model
+    draws with 4.0.
     """
-    # DPM-Solver++ [41] needs some 25 steps where the sampler that follows the training steps needs 1000.
+    # DPM-Solver++ (Lu et al. 2022) needs 20 to 25 steps where the sampler that follows the training steps needs 1000.
     scheduler = DPMSolverMultistepScheduler.from_config(model.scheduler.config, algorithm_type="dpmsolver++")
     scheduler.set_timesteps(steps, device=z.device)
     for t in scheduler.timesteps:

@@ -62,8 +62,8 @@ def text_alignment(
 def text_scores(images: Sequence[Image.Image], prompt: str, clip: Clip, weight: float = CLIPSCORE_WEIGHT) -> Tensor:
     """The text-alignment of each picture with a prompt that CLIP can read -> (n,), 0..weight."""
     x = clip.image_features(images)  # (n, D)
-    t = clip.text_features([prompt])  # (1, D)
-    cosines = (x @ t.T).clamp(min=0)  # (n, 1); the rows have length 1
+    text = clip.text_features([prompt])  # (1, D)
+    cosines = (x @ text.T).clamp(min=0)  # (n, 1); the rows have length 1
     return weight * cosines[:, 0]  # 4.3 text-alignment
 
 
@@ -81,12 +81,7 @@ def image_scores(images: Sequence[Image.Image], references: Sequence[Image.Image
 
 
 def bounds(
-    base: Model,
-    prompt: str,
-    concept: Concept,
-    references: Sequence[Image.Image],
-    clip: Clip,
-    **sampling,
+    base: Model, prompt: str, concept: Concept, references: Sequence[Image.Image], clip: Clip, **sampling
 ) -> tuple[float, float]:
     """(upper bound of text-alignment, lower bound of image-alignment) of one prompt, as in Table 1.
 
@@ -101,9 +96,7 @@ def bounds(
 
 
 def marks_kept(
-    images: Sequence[Image.Image],
-    marks: Mapping[str, str],
-    classify: Callable[[Image.Image, str], str],
+    images: Sequence[Image.Image], marks: Mapping[str, str], classify: Callable[[Image.Image, str], str]
 ) -> float:
     """The part of a concept's marks that can be read from its pictures, 0..1. Ours, to be checked by eye.
 
@@ -117,4 +110,4 @@ def marks_kept(
         for kind, value in marks.items():
             if classify(image, kind) == value:
                 found += 1
-    return found / (len(images) * len(marks))  # 4.3 marks kept
+    return found / (len(images) * len(marks))  # 4.3 marks kept (ours)

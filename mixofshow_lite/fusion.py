@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .diffusion import Model, sample
 from .lora import Concept, add_deltas, attention_linears, delta, with_words
 
-Fusion = Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]  # Eq. 3: (W0, deltas, grams) -> W
+Fusion = Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]  # f of Eq. 3: (W0, deltas, grams) -> W
 
 
 def average(
@@ -35,7 +35,7 @@ def average(
     w = w / w.sum()  # the constraint: sum_i w_i = 1
     W = W0.clone()
     for w_i, dW_i in zip(w.tolist(), deltas, strict=True):
-        W = W + w_i * dW_i  # Eq. 2
+        W = W + w_i * dW_i  # Eq. 2 weight fusion
     return W
 
 
@@ -45,7 +45,7 @@ def objective(W: Tensor, W0: Tensor, deltas: list[Tensor], grams: list[Tensor]) 
     for dW_i, G_i in zip(deltas, grams, strict=True):
         gap = W0 + dW_i - W  # (d_out, d_in)
         # || gap X ||_F^2 = tr(gap X X^T gap^T) = tr(gap G gap^T): the inputs are needed no more.
-        loss = loss + ((gap @ G_i) * gap).sum()  # 3.3.2 objective
+        loss = loss + ((gap @ G_i) * gap).sum()  # 3.3.2 least squares W = argmin sum_i ||(W0 + dW_i) X_i - W X_i||_F^2
     return loss
 
 
@@ -55,21 +55,23 @@ def closed_form(
     """The minimum of the objective, exactly -> W (d_out, d_in): it is linear least squares.
 
     Setting the gradient to zero gives W G = sum_i (W0 + dW_i) G_i with G = sum_i G_i. Where nothing was recorded, any W
-    is a minimum; then W stays at a prior P: "average" (Eq. 2), or "base" (W0). The paper's LBFGS, which starts from W0,
-    leaves those directions at W0. `ridge`, relative to the mean diagonal of G, pulls to P everywhere, weakly where
-    inputs are frequent: with 0, prompts that were not recorded may suffer.
+    is a minimum; then W stays at W_prior: "average" (Eq. 2), or "base" (W0), where the paper's LBFGS starts and leaves
+    it. A ridge adds lam || W - W_prior ||_F^2 to the objective, lam = `ridge` times the mean diagonal of G: it pulls to
+    W_prior everywhere, weakly where inputs are frequent. With 0, prompts that were not recorded may suffer. Together,
+
+        (W - W_prior) (G + lam I) = sum_i (W0 + dW_i - W_prior) G_i
 
     W - W0 is B_1 .. B_n times something: it has at most rank sum_i r_i, and the fused model is an ordinary LoRA again.
     """
-    P = W0 if towards == "base" else average(W0, deltas)  # (d_out, d_in)
-    residual = torch.zeros_like(W0)  # (d_out, d_in): what P gets wrong on the recorded inputs
+    W_prior = W0 if towards == "base" else average(W0, deltas)  # (d_out, d_in)
+    right_side = torch.zeros_like(W0)  # (d_out, d_in)
     for dW_i, G_i in zip(deltas, grams, strict=True):
-        residual = residual + (W0 + dW_i - P) @ G_i
+        right_side = right_side + (W0 + dW_i - W_prior) @ G_i
     G = torch.stack(grams).sum(dim=0)  # (d_in, d_in)
-    lam = ridge * G.diagonal().mean()
+    lam = ridge * G.diagonal().mean()  # 3.3.2 ridge (ours)
     eye = torch.eye(len(G), dtype=G.dtype)
     # pinv is the inverse where there is one; in directions that no input has (few tokens, wide layers) it gives 0.
-    return P + residual @ torch.linalg.pinv(G + lam * eye, hermitian=True)  # 3.3.2 closed form
+    return W_prior + right_side @ torch.linalg.pinv(G + lam * eye, hermitian=True)  # 3.3.2 closed form (ours)
 
 
 def lbfgs(W0: Tensor, deltas: list[Tensor], grams: list[Tensor], iterations: int = 500) -> Tensor:
@@ -79,13 +81,13 @@ def lbfgs(W0: Tensor, deltas: list[Tensor], grams: list[Tensor], iterations: int
     def loss(W: Tensor) -> Tensor:
         return objective(W, W0, deltas, grams) / start  # 1 at W0, so that tolerances mean the same in every layer
 
-    return minimise(loss, W0, iterations)  # 3.3.2 LBFGS
+    return minimise(loss, W0, iterations)
 
 
 def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:
     """The best W (d_out, d_in) that LBFGS sees on its way from `start`; `loss` gives the number () of a W."""
     W = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(  # 3.3.2 LBFGS
         [W],
         lr=1,
         max_iter=iterations,
@@ -120,7 +122,7 @@ def recorded_grams(linears: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]
 
     def record(name: str, x: Tensor) -> None:
         rows = x.detach().flatten(0, -2).cpu().double()  # 3.3.2 X_i: as rows, (rows, d_in)
-        grams[name] = grams.get(name, 0) + rows.T @ rows  # float64: directions without input stay exactly 0
+        grams[name] = grams.get(name, 0) + rows.T @ rows  # float64: what no input has stays below pinv's cut-off
 
     handles = []
     for name, linear in linears.items():
@@ -168,13 +170,15 @@ def gradient_fusion(
     """The paper's way: every concept is drawn by its own LoRA, and every layer is fused on the inputs that it saw.
 
     Three stages, as in the official code, each recorded with the earlier ones in place, because in the fused model a
-    layer's inputs come out of fused layers. No client is asked for data.
+    layer's inputs come out of fused layers. No client is asked for data. The defaults are the paper's problem and the
+    official recording; `mixofshow_lite.gradient_fusion` has a ridge, more prompts and guidance by default. Here a ridge
+    is fusion=partial(closed_form, ridge=0.03).
     """
     # Embeddings are joined, not fused: "seamlessly integrated without conflicts" (3.2).
     fused = with_words(base, concepts)
-    fused = fuse_text_encoder(fused, concepts, fusion, recording)  # 3.3.2 stage 1
-    fused = fuse_keys_and_values(fused, concepts, fusion, recording)  # 3.3.2 stage 2
-    return fuse_spatial_layers(fused, concepts, fusion, recording)  # 3.3.2 stage 3
+    fused = fuse_text_encoder(fused, concepts, fusion, recording)  # 3.3.2 stage 1 (official code)
+    fused = fuse_keys_and_values(fused, concepts, fusion, recording)  # 3.3.2 stage 2 (official code)
+    return fuse_spatial_layers(fused, concepts, fusion, recording)  # 3.3.2 stage 3 (official code)
 
 
 def fuse_text_encoder(fused: Model, concepts: Sequence[Concept], fusion: Fusion, recording: Recording) -> Model:
@@ -243,7 +247,7 @@ def fuse_layers(
         W0 = layers[name].weight.detach().cpu().double()  # (d_out, d_in)
         deltas = [concept_delta(concept, net, name, W0) for concept in concepts]
         seen = [] if grams is None else [of_concept[name] for of_concept in grams]
-        changes[name] = fusion(W0, deltas, seen) - W0  # Eq. 3
+        changes[name] = fusion(W0, deltas, seen) - W0  # Eq. 3 W = f(W0, dW_1, ..., dW_n)
     if changes:
         add_deltas(getattr(fused, net), changes)
     return fused

@@ -8,6 +8,8 @@
     Phi_0 + alpha dPhi  with_concept(...)                     the whole model with a concept's updates (Fig. 3)
 
 A LoRA is trained beside the weight (`LoRALinear`) and added into it afterwards (`add_deltas`): the same function.
+Three numbers multiply it: `LoRALinear.alpha` in training (1 in every recipe), `Concept.scale` where a file asks for
+one, and alpha of `with_concept`, which Fig. 3 turns from 0 to 1.
 """
 
 import math
@@ -45,8 +47,8 @@ class Concept:
 class LoRALinear(nn.Module):
     """A frozen linear layer with a trainable low-rank update beside it.
 
-    rank None trains the whole update, as Custom Diffusion [11] does: `down` is the identity and stays it, so that `up`
-    is dW itself, and all other code treats both kinds alike.
+    rank None trains the whole update, as Custom Diffusion does: `down` is the identity and stays it, so that `up` is dW
+    itself, and all other code treats both kinds alike.
     """
 
     def __init__(self, linear: nn.Linear, rank: int | None, alpha: float = 1.0):
@@ -134,7 +136,7 @@ def add_deltas(net: nn.Module, deltas: dict[str, Tensor]) -> None:
 def with_words(model: Model, concepts: Sequence[Concept]) -> Model:
     """A copy that knows the concepts' words, with unchanged weights. Words do not conflict (paper 3.2), names can.
 
-    Raises ValueError on a word that means something else already.
+    Raises ValueError on a word that the model knows already, whatever it means there.
     """
     model = model.copy()
     for concept in concepts:

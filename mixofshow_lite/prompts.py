@@ -1,7 +1,7 @@
 """Concept words, and the prompt of every layer (paper 3.1 and 3.3.1).
 
-    V                        one word, one embedding for all layers            Textual Inversion [9]
-    V+                       one word, one embedding for each of the L layers  P+ [4]
+    V                        one word, one embedding for all layers            Textual Inversion (Gal et al. 2022)
+    V+                       one word, one embedding for each of the L layers  P+ (Voynov et al. 2023)
     V = V_rand+ V_class+     two such words, written one after the other       ED-LoRA, the paper's
 
 One prompt becomes L prompts in three steps: `bind` finds the concept words, `embed` puts layer l's embedding of each
@@ -95,7 +95,7 @@ def embed(text_encoder: nn.Module, bound: Bound, table: Tensor | None, L: int) -
     is_word = (slots >= 0)[..., None]  # (B, N, 1)
     layer_embeddings = []
     for layer in range(L):
-        rows = table[:, layer]  # 3.1 V+: (W, D), this layer's embedding of each word
+        rows = table[:, layer]  # 3.1 V+ (P+): (W, D), this layer's embedding of each word
         layer_embeddings.append(torch.where(is_word, rows[slots.clamp(min=0)], plain))
     return torch.stack(layer_embeddings, dim=1)
 
@@ -130,7 +130,7 @@ def embedding_std(text_encoder: nn.Module) -> float:
 
 
 def random_embedding(text_encoder: nn.Module, word: str, seed: int) -> Tensor:
-    """How V_rand+ starts: a random embedding (D,) of the usual length, to capture how concepts of a class differ."""
+    """How V_rand+ starts: random numbers (D,), spread as those of the token embeddings, free to tell concepts apart."""
     # The word is part of the seed: two clients who both take seed 0 must not start from one identity.
     digest = hashlib.sha256(f"{seed} {word}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
@@ -145,7 +145,7 @@ def class_embedding(text_encoder: nn.Module, tokenizer, class_word: str) -> Tens
     return rows.mean(dim=0).cpu()  # 3.3.1 V_class+; a rare word has several pieces
 
 
-def find_words(slots: Tensor, words: int) -> Tensor:
+def word_places(slots: Tensor, words: int) -> Tensor:
     """Where each of W concept words stands: slots (B, N) -> (B, W, N), a word's places weighing 1 in sum."""
     found = []
     for word in range(words):

@@ -10,7 +10,7 @@ at every cross-attention layer. One rule does it, for hard boxes, soft masks and
 
     paper   here            shape
     M_i     region          a box or a mask (H, W) of the picture
-            cover(...)      (h, w)          how much of each pixel of a layer's map the region claims
+            cover(...)      (height, width) how much of each pixel of a layer's map the region claims
             w               (R, T)          the covers of R regions, overlaps settled: at most 1 in sum at every pixel
     P_ri    contexts[i]     (L, N, D)       the region's prompt, encoded for each layer
     h, h_i                  (B, T, C), (R, B, T, C)
@@ -50,30 +50,32 @@ def interval_cover(start: float, end: float, n: int) -> Tensor:
     return (n * covered.clamp(min=0)).float()
 
 
-def cover(region: Region, h: int, w: int) -> Tensor:
-    """M_i on a feature map: what the region claims of each pixel, (h, w) in 0..1, before overlaps are settled.
+def cover(region: Region, height: int, width: int) -> Tensor:
+    """M_i on a feature map: what the region claims of each pixel, (height, width) in 0..1, before overlaps are settled.
 
     Hard regions have the pixels that lie entirely inside, the official rule (ceil of a box's start, floor of its end).
-    Where there is none, the official code loses the region; here the most covered pixels have twice their covered
-    share, at most 1: a small region counts on coarse maps too.
     """
     if region.box is not None:
         left, top, right, bottom = region.box
-        share = interval_cover(top, bottom, h)[:, None] * interval_cover(left, right, w)[None]  # (h, w)
+        share = interval_cover(top, bottom, height)[:, None] * interval_cover(left, right, width)[None]
     else:
         mask = region.mask.float()
-        share = F.interpolate(mask[None, None], (h, w), mode="area")[0, 0]  # the mask's mean on each pixel
+        share = F.interpolate(mask[None, None], (height, width), mode="area")[0, 0]  # the mask's mean on each pixel
         if ((mask > 0) & (mask < 1)).any():
             return share  # a soft mask is taken as it is
-    most = share.max()
-    claimed = (2 * share).clamp(max=1)
-    return torch.where(share >= most - 1e-4, claimed, torch.zeros(()))  # 3.4 M_i
+    inside = share > 1 - 1e-4  # (height, width), up to rounding
+    if inside.any():
+        return inside.float()  # 3.4 M_i
+    # No pixel lies inside: this map is too coarse for the region, and the official code loses it there. Here the pixels
+    # that it covers most stand for it: all of them from half covered on, as rounding would say; below, the claim fades.
+    most_covered = share >= share.max() - 1e-4
+    return (2 * share).clamp(max=1) * most_covered
 
 
-def region_weights(regions: Sequence[Region], h: int, w: int) -> Tensor:
-    """w_i: (R, h * w), at every pixel at most 1 in sum. Overlapping regions share it; the rest is for the global h."""
-    covers = torch.stack([cover(region, h, w).flatten() for region in regions])  # (R, T)
-    return covers / covers.sum(dim=0).clamp(min=1)  # 3.4 w_i
+def region_weights(regions: Sequence[Region], height: int, width: int) -> Tensor:
+    """w_i: (R, height * width), at every pixel at most 1 in sum. Overlaps are shared; the rest is for the global h."""
+    covers = torch.stack([cover(region, height, width).flatten() for region in regions])  # (R, T)
+    return covers / covers.sum(dim=0).clamp(min=1)  # 3.4 w_i (official code)
 
 
 def blend(h: Tensor, h_i: Tensor, w: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ class RegionAttention(LayerAttention):
         super().__init__(layer)
         self.regions = regions  # R
         self.contexts = contexts  # (R, L, N, D)
-        self.latents = latents  # (h, w)
+        self.latents = latents  # (height, width)
         self.guided = guided
 
     def __call__(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask=None):
@@ -116,7 +118,7 @@ class RegionAttention(LayerAttention):
             prompt = context[self.layer].expand(len(z), -1, -1)  # (B, N, D)
             # The paper's Q(z_i) is Q(z) inside the mask, since Q acts on each pixel alone; outside, w_i is 0.
             q, k, v = project(attn, z, prompt)
-            regional.append(merge_heads(attend(q, k, v)))  # 3.4 h_i
+            regional.append(merge_heads(attend(q, k, v)))  # 3.4 h_i = softmax(Q(z_i) K(P_ri)^T / sqrt(d)) V(P_ri)
         w = region_weights(self.regions, *layer_size(z.shape[1], *self.latents))  # (R, T)
         return blend(h, torch.stack(regional), w.to(h))
 
@@ -127,8 +129,8 @@ def regional_attention(
 ) -> Iterator[None]:
     """While on, `model.unet` draws every region by its own prompt.
 
-    `latents` is the (h, w) of what is drawn, by default the model's own; `guided` says whether batches are (negative,
-    positive) pairs, as classifier-free guidance makes them. Without regions nothing changes.
+    `latents` is the (height, width) of what is drawn, by default the model's own; `guided` says whether batches are
+    (negative, positive) pairs, as classifier-free guidance makes them. Without regions nothing changes.
     """
     if not regions:
         yield

@@ -3,10 +3,10 @@
     min_{V, dPhi}  E_{z, eps, t} || eps - eps_theta(z_t, t, psi(P*)) ||^2     theta, psi = Phi_0 + dPhi, and V in P*
 
     recipe              words, and how they start     trained weights                      paper
-    textual_inversion   V: class                      none                                 Textual Inversion [9]
-    p_plus              V+: class                     none                                 P+ [4]
-    lora                V: class                      LoRA on text encoder and U-Net       LoRA [3]
-    custom_diffusion    V: random, then the class     whole cross-attention keys, values   Custom Diffusion [11]
+    textual_inversion   V: class                      none                                 Textual Inversion
+    p_plus              V+: class                     none                                 P+
+    lora                V: class                      LoRA on text encoder and U-Net       LoRA
+    custom_diffusion    V: a rare token, then class   whole cross-attention keys, values   Custom Diffusion
     ed_lora             V_rand+ V_class+              LoRA on text encoder and U-Net       ED-LoRA, the paper's
 
     paper     here            shape
@@ -20,16 +20,16 @@ The pictures never leave the client; what it shares is a `Concept`: its words an
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import layer_size, stored_attention
-from .diffusion import Model, add_noise, draw_noise, encode_images, sample
+from .attention import outside_attention, stored_attention
+from .diffusion import Model, denoising_errors, draw_noise, encode_images, sample
 from .lora import Concept, attach, extract
-from .prompts import bind, class_embedding, embedding_std, find_words, random_embedding
+from .prompts import bind, class_embedding, embedding_std, random_embedding, word_places
 
 EVERYWHERE = ""  # every attention linear of the U-Net
 KEYS_AND_VALUES = r"attn2\.to_[kv]$"  # what Custom Diffusion trains: where the prompt enters
@@ -80,11 +80,10 @@ RECIPES = {
         prior=200,
         prior_weight=0.25,  # 1 officially, beside a loss that sums over the 4 channels, as `attention` below
     ),
-    # The paper's own: main branch, 8101_EDLoRA_potter. (The research branch tunes characters for 1000 steps, without
-    # mask, attention regularisation and freezing.)
+    # The paper's own: main branch, 8101_EDLoRA_potter.
     "ed_lora": Recipe(  # 3.3.1 ED-LoRA
         "ed_lora",
-        init=("rand", "class"),  # V = V_rand+ V_class+
+        init=("rand", "class"),  # 3.3.1 V = V_rand+ V_class+
         layerwise=True,
         text_lora=True,
         unet_lora=EVERYWHERE,
@@ -109,9 +108,9 @@ RECIPES = {
 class Pictures:
     """What a client tunes on; it never leaves the client."""
 
-    latents: Tensor  # (P, C, h, w), encoded once
-    prompts: list[str]  # P captions with the concept's words in their place
-    masks: Tensor  # (P, 1, h, w) 1 on the concept; all 1 without masks
+    latents: Tensor  # (n, C, h, w), encoded once
+    prompts: list[str]  # n captions that name the concept: by its words, or as <TOK> where `tune` puts them
+    masks: Tensor  # (n, 1, h, w) 1 on the concept; all 1 without masks
 
 
 @dataclass
@@ -132,7 +131,10 @@ def class_pictures(model: Model, class_word: str, n: int, seed: int = 0, steps: 
     Drawn by the model itself; the official code retrieves photographs.
     """
     prompt = f"photo of a {class_word}"
-    latents = encode_images(model, sample(model, prompt, n=n, seed=seed, steps=steps))  # (n, C, h, w)
+    drawn = []
+    for i in range(n):  # one by one: recipes ask for 200
+        drawn.append(encode_images(model, sample(model, prompt, seed=seed + i, steps=steps)))
+    latents = torch.cat(drawn)  # (n, C, h, w)
     return Pictures(latents, [prompt] * n, torch.ones_like(latents[:, :1]))
 
 
@@ -162,10 +164,8 @@ def draw_batches(
 def tuning_loss(model: Model, batch: Batch, words: dict[str, Tensor], recipe: Recipe) -> Tensor:
     """Eq. 1 on one batch -> (), inside the concept's masks and with the recipe's regularisation."""
     c = model.context(batch.prompts, words)  # (B, L, N, D)
-    z_t = add_noise(model, batch.latents, batch.noise, batch.t)  # (B, C, h, w)
-    with stored_attention(model.unet) as store:
-        predicted = model.unet(z_t, batch.t, c).sample  # (B, C, h, w)
-    error = (batch.noise - predicted).square()  # Eq. 1
+    with stored_attention(model.unet) if recipe.attention > 0 else nullcontext() as store:
+        error = denoising_errors(model, batch.latents, c, batch.noise, batch.t)  # the squares of Eq. 1, (B, C, h, w)
     counted = recipe.background + (1 - recipe.background) * batch.masks  # (B, 1, h, w)
     counted = counted.expand_as(error)
     loss = (error * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp(min=1)  # (B,)
@@ -178,27 +178,8 @@ def tuning_loss(model: Model, batch: Batch, words: dict[str, Tensor], recipe: Re
 def word_attention(model: Model, maps: list[Tensor], prompts: list[str], words: dict[str, Tensor]) -> list[Tensor]:
     """Of attention maps (B, T, N) those of the concept's W words, (B, W, T) for each layer."""
     slots = bind(model.tokenizer, prompts, list(words)).slots.to(maps[0].device)  # (B, N)
-    places = find_words(slots, len(words))  # (B, W, N)
+    places = word_places(slots, len(words))  # (B, W, N)
     return [places @ weights.transpose(1, 2) for weights in maps]
-
-
-def outside_attention(maps: list[Tensor], masks: Tensor) -> Tensor:
-    """Attention regularisation (official main branch): how much the concept's words look outside of it, (B,).
-
-    For each feature-map size: the mean map (B, W, T) over its layers, relative to its peak, averaged outside the masks
-    (B, 1, h, w); summed over words and sizes. The official code takes the peak of the whole batch; here each picture
-    has its own, so that it does not depend on its neighbours.
-    """
-    h, w = masks.shape[-2:]
-    penalty = torch.zeros(len(masks), device=masks.device)
-    for T in sorted({weights.shape[2] for weights in maps}):
-        mean = torch.stack([weights for weights in maps if weights.shape[2] == T]).mean(dim=0)  # (B, W, T)
-        relative = mean / mean.amax(dim=2, keepdim=True).clamp(min=1e-8)
-        inside = F.adaptive_avg_pool2d(masks, layer_size(T, h, w)).flatten(2)  # (B, 1, T)
-        outside = 1 - inside
-        per_word = (relative * outside).sum(dim=2) / outside.sum(dim=2).clamp(min=1e-8)  # (B, W)
-        penalty = penalty + per_word.sum(dim=1)  # 3.3.1 attention regularisation: official code
-    return penalty
 
 
 @dataclass
@@ -216,7 +197,7 @@ class Tuning:
         """How a prompt names the concept: "<bibi1> <bibi2>", or "<bibi1> rabbit" if the class word comes after."""
         if self.recipe.class_after:
             return " ".join([*self.words, self.class_word])
-        return " ".join(self.words)
+        return " ".join(self.words)  # 3.3.1 V_rand+ V_class+ in P*
 
 
 def start_tuning(base: Model, name: str, class_word: str, recipe: Recipe, seed: int = 0) -> Tuning:
@@ -264,8 +245,7 @@ def freezing_norm(recipe: Recipe, text_encoder: nn.Module) -> float:
 def tuning_steps(tuning: Tuning, batches: Iterator[Batch], steps: int) -> Iterator[dict]:
     """The loop, as a generator: tunes in place and yields dict(step, loss, embedding_norm, tuning) after each step.
 
-    Progress bar, checkpoint and preview stand outside, in the code that consumes it; `to_concept` gives the concept so
-    far.
+    Progress bar, checkpoint and preview stand outside; `to_concept` gives the concept so far.
     """
     recipe, words = tuning.recipe, tuning.words
     optimizer = make_optimizer(tuning)
@@ -298,3 +278,21 @@ def to_concept(tuning: Tuning) -> Concept:
             lora[net] = factors
     words = tuple(tuning.words)
     return Concept(tuning.name, words, tuning.class_word, embeddings, lora, phrase=tuning.phrase)
+
+
+def tune(
+    base: Model, name: str, class_word: str, pictures: Pictures, recipe: Recipe = RECIPES["ed_lora"], seed: int = 0
+) -> Concept:
+    """Single-client tuning as a whole (Fig. 4a): n pictures, whose captions may say <TOK>, in; the Concept out."""
+    run = start_tuning(base, name, class_word, recipe, seed)
+    pictures = replace(pictures, prompts=[prompt.replace("<TOK>", run.phrase) for prompt in pictures.prompts])
+    prior = None
+    if recipe.prior > 0:
+        prior = class_pictures(base, class_word, recipe.prior, seed)
+    batches = draw_batches(base, recipe, pictures, prior, seed)
+    steps = recipe.steps
+    if steps is None:
+        steps = math.ceil(500 * len(pictures.prompts) / recipe.batch)  # every picture is seen 500 times
+    for _ in tuning_steps(run, batches, steps):
+        pass  # the place for a progress bar
+    return to_concept(run)

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from mixofshow_lite.attention import cross_attention
+from mixofshow_lite.attention import cross_attention, outside_attention
 from mixofshow_lite.engine.attention_loss import watched
 from mixofshow_lite.engine.layerwise import LayerAttention
 from mixofshow_lite.engine.wording import Reader
 from mixofshow_lite.files.concept import bind
-from mixofshow_lite.prompts import find_words
-from mixofshow_lite.tuning import outside_attention
+from mixofshow_lite.prompts import word_places
 
 PROMPTS = ["a photo of <bibi1> <bibi2> on the beach", "<bibi1> <bibi2>", "a red cat"]
 
@@ -65,7 +64,7 @@ def test_the_penalty_by_hand(scene):
     model, z, context, slots, inside = scene
     with torch.no_grad():
         plain = model.unet(z, 500, context).sample
-        with watched(model.unet, find_words(slots, 2)) as maps:
+        with watched(model.unet, word_places(slots, 2)) as maps:
             seen = model.unet(z, 500, context).sample
     assert torch.allclose(seen, plain, atol=1e-5)
     assert all(type(m.processor) is LayerAttention for m in cross_attention(model.unet).values())
@@ -107,5 +106,5 @@ def test_following_the_gradient_turns_the_words_to_the_mask(scene, concept):
 
 def test_a_word_that_stands_twice_counts_once():
     slots = torch.tensor([[-1, 0, 1, 0, -1], [-1, -1, -1, -1, -1]])
-    found = find_words(slots, 2)
+    found = word_places(slots, 2)
     assert found[0].tolist() == [[0, 0.5, 0, 0.5, 0], [0, 0, 1, 0, 0]] and not found[1].any()

@@ -50,7 +50,7 @@ def close(a, b, atol=1e-5):
 
 
 def test_softmax():
-    """3.4 softmax(Q K^T / sqrt(d)): one pixel, head and token at a time."""
+    """3.4 A = softmax(QK^T / sqrt(d)): one pixel, head and token at a time."""
     q, k = randn(2, 3, 5, 4), randn(2, 3, 6, 4, seed=1)
     weights = attention.attention_weights(q, k)
     assert weights.shape == (2, 3, 5, 6)
@@ -115,7 +115,7 @@ def test_one_word_for_all_layers(model):
 
 
 def test_layerwise_words(model):
-    """3.1 V+: for each layer an ordinary vocabulary that holds this layer's embedding in place of an unused word."""
+    """3.1 V+ (P+): for each layer a vocabulary that holds this layer's embedding in place of an unused word."""
     words, table = ["<bibi1>", "<bibi2>"], randn(2, 16, 32)
     bound = prompts.bind(model.tokenizer, PROMPTS, words)
     found = prompts.encode(model.text_encoder, bound, table, 16)
@@ -173,7 +173,7 @@ def test_class_word(model):
 
 
 def test_noisy_latents(model):
-    """3.1 z_t: diffusers' own scheduler."""
+    """3.1 z_t = sqrt(a_t) z + sqrt(1 - a_t) eps: diffusers' own scheduler."""
     z, noise, t = randn(3, 4, 8, 8), randn(3, 4, 8, 8, seed=1), torch.tensor([0, 500, 999])
     assert close(diffusion.add_noise(model, z, noise, t), model.scheduler.add_noise(z, noise, t))
 
@@ -190,7 +190,7 @@ def test_predicted_noise(model, tiny_folder):
 
 
 def test_equation_1(model):
-    """Eq. 1: torch's mean squared error on diffusers' noisy latents; in tuning the same without masks, per picture."""
+    """Eq. 1 denoising loss: torch's, on diffusers' noisy latents; in tuning the same without masks, per picture."""
     z, noise, t = randn(3, 4, 8, 8), randn(3, 4, 8, 8, seed=1), torch.tensor([10, 500, 900])
     names = ["a red cat", "a dog", "beach"]
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_equation_1(model):
 
 
 def test_what_equation_1_averages_over(model):
-    """Eq. 1: times are uniform over the training steps, the noise is standard normal."""
+    """Eq. 1 denoising loss: times are uniform over the training steps, the noise is standard normal."""
     generator = torch.Generator().manual_seed(0)
     t, noise = diffusion.draw_noise(model, (4000, 4, 2, 2), 0.0, generator)
     assert t.min() >= 0 and t.max() <= 999 and t.max() > 990
@@ -219,7 +219,7 @@ def test_what_equation_1_averages_over(model):
 
 
 def test_guidance(model):
-    """3.1 guidance: both predictions made one by one, and moved along their difference."""
+    """3.1 classifier-free guidance: both predictions made one by one, and moved along their difference."""
     z, t = randn(2, 4, 8, 8), torch.tensor(500)
     context, negative = model.context(["a red cat", "a dog"]), model.context("beach")
     with torch.no_grad():
@@ -334,6 +334,31 @@ def test_ed_lora():
     assert row.freeze_norm * norm_of_a_random_word == pytest.approx(0.55, abs=0.01)
 
 
+def test_two_words(model):
+    """3.3.1 V = V_rand+ V_class+: at first, the prompt that has both first embeddings written in."""
+    run = tuning.start_tuning(model, "bibi", "rabbit", tuning.RECIPES["ed_lora"], seed=3)
+    rand = prompts.random_embedding(model.text_encoder, "<bibi1>", 3)
+    found = run.model.context(f"a photo of {run.phrase}", run.words)
+    table = model.text_encoder.get_input_embeddings()
+    ids = model.tokenizer("a photo of dog rabbit", padding="max_length", return_tensors="pt").input_ids
+    (dog,) = model.tokenizer("dog", add_special_tokens=False).input_ids
+    before = table.weight.detach().clone()
+    with torch.no_grad():
+        table.weight[dog] = rand
+        wanted = model.text_encoder(ids)[0]
+        table.weight.copy_(before)
+    assert close(found, wanted[:, None].expand_as(found))
+
+
+def test_two_words_in_a_prompt(model):
+    """3.3.1 V_rand+ V_class+ in P*: one after the other, in the order in which the recipe starts them."""
+    run = tuning.start_tuning(model, "bibi", "rabbit", tuning.RECIPES["ed_lora"])
+    slots = prompts.bind(model.tokenizer, [f"a {run.phrase} on the beach"], list(run.words)).slots[0].tolist()
+    assert slots[:6] == [-1, -1, 0, 1, -1, -1] and run.phrase == "<bibi1> <bibi2>"
+    after = tuning.start_tuning(model, "bibi", "rabbit", tuning.RECIPES["custom_diffusion"])
+    assert after.phrase == "<bibi1> rabbit"
+
+
 def test_official_loss(one):
     """3.3.1 ED-LoRA: our loss is a quarter of the official one, whose mask has one channel and whose weight is 0.01."""
     recipe, batch, words = tuning.RECIPES["ed_lora"], toy_batch(one), dict(one.words)
@@ -345,7 +370,7 @@ def test_official_loss(one):
         maps = tuning.word_attention(one, store.maps(), batch.prompts, words)
         error = F.mse_loss(predicted, batch.noise, reduction="none")
         masked = (error * batch.masks).sum((1, 2, 3)) / batch.masks.sum((1, 2, 3))
-        official = masked + 0.01 * tuning.outside_attention(maps, batch.masks)
+        official = masked + 0.01 * attention.outside_attention(maps, batch.masks)
     assert 4 * found.item() == pytest.approx(official.mean().item(), rel=1e-4)
 
 
@@ -356,7 +381,7 @@ def toy_batch(model):
 
 
 def test_attention_regularisation(one):
-    """3.3.1 attention regularisation: one picture, word and size at a time, from the queries and keys themselves."""
+    """3.3.1 attention regularisation (official code): one picture, word and size at a time."""
     batch = toy_batch(one)
     seen, handles = {}, []
     layers = attention.cross_attention(one.unet)
@@ -369,7 +394,7 @@ def test_attention_regularisation(one):
     for handle in handles:
         handle.remove()
     maps = tuning.word_attention(one, store.maps(), batch.prompts, one.words)
-    penalty = tuning.outside_attention(maps, batch.masks)
+    penalty = attention.outside_attention(maps, batch.masks)
     slots = prompts.bind(one.tokenizer, batch.prompts, list(one.words)).slots
     for b in range(3):
         total = 0.0
@@ -386,7 +411,7 @@ def test_attention_regularisation(one):
                 mean = torch.stack(heads).mean(0)
                 total += ((mean / mean.max()) * (1 - inside)).sum() / (1 - inside).sum()
         assert penalty[b].item() == pytest.approx(float(total), rel=1e-3)
-    assert (tuning.outside_attention(maps, torch.ones_like(batch.masks)) == 0).all()
+    assert (attention.outside_attention(maps, torch.ones_like(batch.masks)) == 0).all()
 
 
 # Fusion
@@ -406,7 +431,7 @@ def layer_problem(rows=40, seed=0, d_in=D_IN, r=1):
 
 
 def test_equation_2():
-    """Eq. 2: a matrix product over stacked updates; weights count relative to their sum."""
+    """Eq. 2 weight fusion: a matrix product over stacked updates; weights count relative to their sum."""
     W0, deltas, _, grams = layer_problem()
     assert close(fusion.average(W0, deltas), W0 + sum(deltas) / 3)
     shares = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
@@ -415,7 +440,7 @@ def test_equation_2():
 
 
 def test_equation_2_on_a_model(model):
-    """Eq. 2: on every layer of both networks, with all words."""
+    """Eq. 2 weight fusion: on every layer of both networks, with all words."""
     concepts = [random_concept(model, "bibi"), random_concept(model, "coco", 1)]
     fused = fusion.weight_fusion(model, concepts, [1, 3])
     before, after = weights_of(model), weights_of(fused)
@@ -428,7 +453,7 @@ def test_equation_2_on_a_model(model):
 
 
 def test_objective():
-    """3.3.2 objective: with the inputs themselves and a Frobenius norm."""
+    """3.3.2 least squares W = argmin sum_i ||(W0 + dW_i) X_i - W X_i||_F^2: with the inputs themselves."""
     W0, deltas, inputs, grams = layer_problem()
     W = randn(D_OUT, D_IN, seed=99, dtype=torch.float64)
     wanted = 0.0
@@ -440,7 +465,7 @@ def test_objective():
 @pytest.mark.parametrize("towards", ["average", "base"])
 @pytest.mark.parametrize(("ridge", "rows"), [(0.0, 40), (0.3, 40), (0.3, 1), (0.0, 1)])
 def test_closed_form(towards, ridge, rows):
-    """3.3.2 closed form: torch's least squares on all rows at once, the ridge as more rows that ask for the prior."""
+    """3.3.2 closed form (ours): least squares on all rows at once, the ridge as more rows for the prior."""
     W0, deltas, inputs, grams = layer_problem(rows)
     found = fusion.closed_form(W0, deltas, grams, ridge, towards)
     prior = W0 if towards == "base" else W0 + sum(deltas) / 3
@@ -456,16 +481,45 @@ def test_closed_form(towards, ridge, rows):
             assert fusion.objective(found, W0, deltas, grams) <= near
 
 
+def test_ridge():
+    """3.3.2 ridge (ours): lam |W - prior|^2 in the objective: its gradient is 0, and much of it leaves the prior."""
+    W0, deltas, _, grams = layer_problem()
+    prior, size = fusion.average(W0, deltas), sum(G.trace() for G in grams) / D_IN
+    found = fusion.closed_form(W0, deltas, grams, ridge=0.2).requires_grad_()
+    lost = fusion.objective(found, W0, deltas, grams) + 0.2 * size * (found - prior).square().sum()
+    (slope,) = torch.autograd.grad(lost, found)
+    assert slope.abs().max() < 1e-9 * lost.item()
+    gap = fusion.closed_form(W0, deltas, grams) - prior
+    held = [(fusion.closed_form(W0, deltas, grams, ridge) - prior).norm() / gap.norm() for ridge in (0.01, 1, 1e6)]
+    assert 0.9 < held[0] < 1 and held[0] > held[1] > held[2] and held[2] < 1e-4
+
+
 def test_closed_form_is_low_rank():
-    """3.3.2 closed form: W - W0 has at most rank sum_i r_i, and the down-projections that this predicts."""
+    """3.3.2 closed form (ours): W - W0 has at most rank sum_i r_i, and the down-projections that this predicts."""
     W0, deltas, _, grams = layer_problem(d_in=12)
     for towards in ("average", "base"):
         U = fusion.closed_form(W0, deltas, grams, 0.1, towards) - W0
         assert torch.linalg.matrix_rank(U, rtol=1e-9) == 3
 
 
+def test_directions_without_input_stay_at_the_prior():
+    """3.3.2 closed form (ours): with few recorded rows the rest of the weight does not move, by rounding neither."""
+    linear = torch.nn.Linear(64, 5)
+    W0, deltas, _, _ = layer_problem(d_in=64)
+    grams, rows = [], []
+    for i in range(N):
+        rows.append(100 * randn(4, 64, seed=i))
+        with fusion.recorded_grams({"layer": linear}) as seen:
+            linear(rows[-1])
+        grams.append(seen["layer"])
+    unseen = torch.linalg.svd(torch.cat(rows).double())[2][12:]  # (52, 64): no recorded row goes there
+    for towards, prior in (("average", W0 + sum(deltas) / 3), ("base", W0)):
+        moved = fusion.closed_form(W0, deltas, grams, towards=towards) - prior
+        assert moved.norm() > 0.1 and (moved @ unseen.T).norm() < 1e-6
+
+
 def test_one_concept_and_twice_the_same():
-    """3.3.2 closed form: one concept is itself, the same one twice too, and the order does not matter."""
+    """3.3.2 closed form (ours): one concept is itself, the same one twice too, and the order does not matter."""
     W0, deltas, _, grams = layer_problem()
     assert torch.allclose(fusion.closed_form(W0, deltas[:1], grams[:1]), W0 + deltas[0], atol=1e-9)
     twice = fusion.closed_form(W0, [deltas[0]] * 2, [grams[0]] * 2)
@@ -552,7 +606,7 @@ def gram_of(linear, run):
 
 
 def test_equation_3(model, fusing):
-    """Eq. 3: each layer once, from the base's weight, every concept's update and inputs; its answer is the weight."""
+    """Eq. 3 W = f(W0, dW_1, ..., dW_n): each layer once, and its answer is the weight."""
     concepts, calls, fused = fusing
     order = [("text_encoder", name) for name in names_in(model, "text_encoder", lambda name: True)]
     order += [("unet", name) for name in names_in(model, "unet", is_kv)]
@@ -577,7 +631,7 @@ def call_of(model, calls, net, name):
 
 
 def test_text_is_recorded_with_the_concept_s_own_lora(model, fusing):
-    """3.3.2 stage 1: the second layer's inputs, under W0 + dW_i of the text encoder."""
+    """3.3.2 stage 1 (official code): the second layer's inputs, under W0 + dW_i of the text encoder."""
     concepts, calls, _ = fusing
     name = "encoder.layers.1.self_attn.q_proj"
     grams = call_of(model, calls, "text_encoder", name)[2]
@@ -590,7 +644,7 @@ def test_text_is_recorded_with_the_concept_s_own_lora(model, fusing):
 
 
 def test_keys_are_recorded_from_the_fused_text_encoder(model, fusing):
-    """3.3.2 stage 2: what the fused model's own cross-attention reads of each concept's prompts."""
+    """3.3.2 stage 2 (official code): what the fused model's own cross-attention reads of each concept's prompts."""
     concepts, calls, fused = fusing
     for layer in (0, 6, 15):
         for part in ("to_k", "to_v"):
@@ -602,7 +656,7 @@ def test_keys_are_recorded_from_the_fused_text_encoder(model, fusing):
 
 
 def test_pictures_are_recorded_with_fused_keys(model, fusing):
-    """3.3.2 stage 3: spatial layers have W0 + dW_i, text encoder and keys are fused."""
+    """3.3.2 stage 3 (official code): spatial layers have W0 + dW_i, text encoder and keys are fused."""
     concepts, calls, fused = fusing
     name = "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_q"
     grams = call_of(model, calls, "unet", name)[2]
@@ -648,13 +702,15 @@ def test_small_regions_and_soft_masks():
     """3.4 M_i: half a pixel covered is a whole one, a quarter is a half; a soft mask is its mean."""
     assert regions.cover(regions.Region("x", box=(0, 0, 0.5, 1)), 1, 1) == 1
     assert regions.cover(regions.Region("x", box=(0, 0, 0.5, 0.5)), 1, 1) == 0.5
+    beside = regions.cover(regions.Region("x", box=(0.15, 0, 0.55, 1)), 1, 2)  # 7 and 1 tenth of two pixels
+    assert beside.tolist() == [[1, 0]]
     soft = randn(8, 8).sigmoid()
     found = regions.cover(regions.Region("x", mask=soft), 4, 4)
     assert close(found, soft.view(4, 2, 4, 2).mean((1, 3)))
 
 
 def test_weights():
-    """3.4 w_i: alone a region has all of a pixel, two that overlap have half each, elsewhere nobody has any."""
+    """3.4 w_i (official code): alone a region has all of a pixel, two have half each, elsewhere nobody has any."""
     pair = [regions.Region("x", box=(0, 0, 0.75, 1)), regions.Region("y", box=(0.25, 0, 0.5, 0.5))]
     w = regions.region_weights(pair, 4, 4).view(2, 4, 4)
     for y in range(4):
@@ -705,7 +761,7 @@ def one_layer(model, guided, given):
 
 @pytest.mark.parametrize("guided", [True, False])
 def test_regional_prompts(one, guided):
-    """3.4 h_i: the paper's words in order: z_i = z * M_i, its attention to the region's prompt, h[M_i] = h_i."""
+    """3.4 h_i = softmax(Q(z_i) K(P_ri)^T / sqrt(d)) V(P_ri): z_i = z * M_i, its attention, h[M_i] = h_i."""
     given = [
         regions.Region("a red cat", box=(0, 0, 0.5, 1)),
         regions.Region("<bibi1> <bibi2>", box=(0.5, 0.25, 1, 1)),
@@ -769,7 +825,7 @@ def test_bounds(model, concept, monkeypatch):
 
 
 def test_marks_kept():
-    """4.3 marks kept: counted by hand over pictures and marks."""
+    """4.3 marks kept (ours): counted by hand over pictures and marks."""
     seen = {("red", "colour"): "red", ("red", "part"): "cape", ("green", "colour"): "green", ("green", "part"): "cape"}
 
     def classify(image, kind):

@@ -1,16 +1,20 @@
 """The eight paper files by themselves: two concepts are tuned, fused in every way of the paper, drawn by regions."""
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import sd15_shapes
 import torch
+from diffusers import StableDiffusionPipeline
 from paper_tiny import farthest, load_model, random_concept, toy_pictures, weights_of
+from PIL import Image
 
 from mixofshow_lite import attention, diffusion, evaluation, fusion, lora, prompts, regions, tuning
 
@@ -100,6 +104,29 @@ def test_the_whole_paper(model, recipe, phrase, text, unet, moves):
         (picture,) = regions.sample_regions(fused, "on the beach", friends, steps=1)
         assert picture.size == (64, 64)
         assert np.abs(pixels([picture]) - pixels(draw(fused, "on the beach", steps=1))).max() > 1
+
+
+def test_the_readme_s_eight_files_alone(tiny_folder, tmp_path, monkeypatch):
+    """The README's code as it stands, on the tiny model, with pictures of noise and one step."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "from_pipeline" in block]
+    (used,) = re.findall(r"from mixofshow_lite import (.*)", code)
+    assert set(used.split(", ")) <= set(FILES) and code.count("mixofshow_lite") == 1
+    for old, new in (('"data/pocket"', repr(str(tiny_folder))), ("steps=100", "steps=1")):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    rng = np.random.default_rng(0)
+    for name in ("bibi", "bruno"):
+        folder = tmp_path / "data" / "concepts" / name
+        folder.mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(rng.integers(256, size=(64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert list(names["fused"].words) == ["<bibi1>", "<bibi2>", "<bruno1>", "<bruno2>"]
+    assert farthest(names["fused"], names["base"]) > 0
+    assert Image.open("friends.png").size == (64, 64)
 
 
 def test_identities_of_one_concept(model):
@@ -238,6 +265,15 @@ def test_attention_store(model):
     assert torch.allclose(of_token.mean(dim=(1, 2)), level, atol=1e-2)
 
 
+def test_storing_attention_leaves_gradients_as_they_are(model):
+    """What is drawn with a store on depends on queries and keys as it does without."""
+    z, c = torch.randn(1, 4, 8, 8), model.context("a red cat").requires_grad_()
+    (plain,) = torch.autograd.grad(model.unet(z, 500, c).sample.square().sum(), c)
+    with attention.stored_attention(model.unet):
+        (stored,) = torch.autograd.grad(model.unet(z, 500, c).sample.square().sum(), c)
+    assert torch.allclose(stored, plain, rtol=1e-3, atol=1e-4 * plain.abs().max().item())
+
+
 # Prompts
 
 
@@ -257,7 +293,7 @@ def test_concept_words_are_one_token_also_beside_punctuation(model):
 
 def test_where_words_stand():
     slots = torch.tensor([[-1, 0, 1, 0, -1], [-1, -1, -1, -1, -1]])
-    found = prompts.find_words(slots, 2)
+    found = prompts.word_places(slots, 2)
     assert found[0].tolist() == [[0, 0.5, 0, 0.5, 0], [0, 0, 1, 0, 0]] and not found[1].any()
 
 
@@ -298,6 +334,25 @@ def test_copies_share_what_stays_the_same(model):
     assert shared.count(False) == 16
 
 
+def test_a_copy_does_not_freeze_what_is_being_tuned(model):
+    """A preview draws from a copy of the model that is being tuned: tuning must go on after it."""
+    run = tuning.start_tuning(model, "bibi", "rabbit", tuning.RECIPES["ed_lora"])
+    nets = (run.model.text_encoder, run.model.unet)
+    trained = [W for net in nets for W in net.parameters() if W.requires_grad]
+    assert len(trained) == 16 + 256
+    run.model.copy(), lora.with_words(run.model, [random_concept(model, "coco")])
+    assert all(W.requires_grad for W in trained)
+
+
+def test_a_model_is_frozen_where_it_is_first_made(tiny_folder):
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    for net in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
+        net.requires_grad_(True).train()
+    diffusion.from_pipeline(pipeline)
+    for net in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
+        assert not net.training and not any(W.requires_grad for W in net.parameters())
+
+
 def test_extract_is_what_was_attached(model):
     copy = model.copy()
     layers = lora.attach(copy.unet, 2, r"attn2\.to_[kv]$", alpha=0.5)
@@ -325,6 +380,69 @@ def test_the_same_seed_tunes_the_same_concept(model):
     name = next(iter(first.lora["unet"]))
     assert torch.equal(first.lora["unet"][name][0], again.lora["unet"][name][0])
     assert not torch.equal(first.lora["unet"][name][0], other.lora["unet"][name][0])
+
+
+def test_tune_goes_from_pictures_to_a_concept(model):
+    """All steps of `tuned` in one call; captions name the concept as <TOK>, and stay as they are."""
+    recipe = replace(tuning.RECIPES["lora"], batch=2, steps=2)
+    pictures = toy_pictures(model, "<TOK>")
+    found = tuning.tune(model, "bibi", "rabbit", pictures, recipe, seed=1)
+    wanted, _ = tuned(model, "bibi", "lora", seed=1)
+    assert found.phrase == "<bibi1>" and pictures.prompts[0] == "a photo of <TOK>"
+    assert torch.equal(found.embeddings["<bibi1>"], wanted.embeddings["<bibi1>"])
+    for name, (down, up) in wanted.lora["unet"].items():
+        assert torch.equal(found.lora["unet"][name][0], down) and torch.equal(found.lora["unet"][name][1], up)
+
+
+def test_tune_resolves_steps_and_prior(model, monkeypatch):
+    """Steps that a recipe leaves open are 500 times the pictures by the batch; its prior is drawn by the base."""
+    asked, prior = [], []
+
+    def class_pictures(*drawn):
+        prior.append(drawn)
+        return toy_pictures(model, "rabbit")
+
+    def tuning_steps(run, batches, steps):
+        asked.append((run.recipe.name, steps, len(next(batches).prompts)))
+        return iter(())
+
+    monkeypatch.setattr(tuning, "class_pictures", class_pictures)
+    monkeypatch.setattr(tuning, "tuning_steps", tuning_steps)
+    recipes = [*tuning.RECIPES.values(), replace(tuning.RECIPES["ed_lora"], name="odd", batch=7)]
+    for recipe in recipes:
+        tuning.tune(model, "bibi", "rabbit", toy_pictures(model, "<TOK>"), recipe, seed=4)
+    assert asked == [
+        ("textual_inversion", 500, 2),
+        ("p_plus", 500, 2),
+        ("lora", 500, 2),
+        ("custom_diffusion", 250, 8),
+        ("ed_lora", 375, 4),
+        ("odd", 215, 7),  # 1500 / 7, rounded up
+    ]
+    assert prior == [(model, "rabbit", 200, 4)]
+
+
+def test_class_pictures_are_the_model_s_own(model):
+    found = tuning.class_pictures(model, "rabbit", n=2, seed=3, steps=2)
+    wanted = diffusion.encode_images(model, draw(model, "photo of a rabbit", n=2, seed=3))
+    assert torch.allclose(found.latents, wanted, atol=2e-2) and not torch.allclose(wanted[0], wanted[1], atol=0.1)
+    assert found.prompts == ["photo of a rabbit"] * 2
+
+
+def test_attention_is_stored_only_for_the_recipe_that_asks(model, monkeypatch):
+    def refuse(unet):
+        raise AssertionError("stored")
+
+    monkeypatch.setattr(tuning, "stored_attention", refuse)
+    for name in ("lora", "ed_lora"):
+        recipe = tuning.RECIPES[name]
+        run = tuning.start_tuning(model, "bibi", "rabbit", recipe)
+        batch = next(tuning.draw_batches(model, recipe, toy_pictures(model, run.phrase)))
+        if recipe.attention:
+            with pytest.raises(AssertionError, match="stored"):
+                tuning.tuning_loss(run.model, batch, run.words, recipe)
+        else:
+            assert tuning.tuning_loss(run.model, batch, run.words, recipe) > 0
 
 
 def test_both_words_start_as_they_should(model):
@@ -446,7 +564,7 @@ def test_words_learn_by_the_attention_term_alone(model):
         with attention.stored_attention(one.unet) as store:
             one.unet(pictures.latents, 500, one.context(pictures.prompts, rows))
         maps = tuning.word_attention(one, store.maps(), pictures.prompts, rows)
-        penalty = tuning.outside_attention(maps, pictures.masks).sum()
+        penalty = attention.outside_attention(maps, pictures.masks).sum()
         optimizer.zero_grad()
         penalty.backward()
         optimizer.step()

@@ -1,7 +1,7 @@
 """Attention regularisation of the official code: the concept's words should look at the concept.
 
-What is computed from the maps is `tuning.outside_attention`; here is where they come from, and one more term. With the
-full identity the last word, which started as the class, has to fill the mask: the mean square of map minus mask.
+What is computed from the maps is `attention.outside_attention`; here is where they come from, and one more term. With
+the full identity the last word, which started as the class, has to fill the mask: the mean square of map minus mask.
 
     here      shape
     finder    (B, W, N)      one-hot: where each of W concept words stands in the prompt (its mean, if it stands twice)
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from .. import tuning
+from .. import attention
 from ..attention import cross_attention, layer_size, swapped
 from .layerwise import LayerAttention
 
@@ -57,9 +57,9 @@ def watched(unet: nn.Module, finder: Tensor) -> Iterator[list[Tensor]]:
 def outside_attention(maps: list[Tensor], inside: Tensor, full_identity: bool = False) -> Tensor:
     """The penalty of each picture, (B,), from the maps of all layers and the mask (B, 1, h, w)."""
     if not full_identity:
-        return tuning.outside_attention(maps, inside)
+        return attention.outside_attention(maps, inside)
     others, last = [m[:, :-1] for m in maps], [m[:, -1] for m in maps]
-    return tuning.outside_attention(others, inside) + unfilled_attention(last, inside)
+    return attention.outside_attention(others, inside) + unfilled_attention(last, inside)
 
 
 def unfilled_attention(maps: list[Tensor], inside: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from transformers.activations import QuickGELUActivation
 from ..files.concept import WORD, Bound, bind
 from ..files.warn import warn
 from ..model import DiffusionModel
-from ..prompts import class_embedding, find_words, random_embedding
+from ..prompts import class_embedding, random_embedding, word_places
 from .layerwise import encode
 from .lora import core
 from .recipes import Recipe
@@ -135,5 +135,5 @@ class Reader:
         return torch.stack([found[n] for n in numbers])
 
     def finder(self, entries: Tensor) -> Tensor:
-        """Where the concept's words stand in their prompts, (b, W, N), see `prompts.find_words`."""
-        return find_words(self.bound.slots[self.number[entries]], len(self.rows)).to(self.model.device)
+        """Where the concept's words stand in their prompts, (b, W, N), see `prompts.word_places`."""
+        return word_places(self.bound.slots[self.number[entries]], len(self.rows)).to(self.model.device)
