@@ -11,6 +11,7 @@ from toy_studies import Eye, Painter
 
 import mixofshow_lite as mos
 from mixofshow_lite.paper import Study, advice, claims, everything, reproduce, vote
+from mixofshow_lite.paper import __main__ as command
 from mixofshow_lite.paper.ballots import vote_study
 from mixofshow_lite.paper.observations import compare_domains
 from mixofshow_lite.paper.study import Difference, difference
@@ -83,6 +84,7 @@ def test_saved_rows_give_observation_1():
 
 def results(tmp_path, fingerprint="toy", low=0.1, high=0.3):
     """A folder in which every claim was measured, with the same interval."""
+    tmp_path.mkdir(exist_ok=True)
     for name in {claim.study for claim in claims.CLAIMS}:
         study = Study(name, [{"concept": "a", "seed": 0, "value": 0.2}], about={"fingerprint": fingerprint})
         for claim in claims.CLAIMS:
@@ -215,3 +217,15 @@ def test_advice_is_the_same_from_disk_and_says_what_is_missing(race, tmp_path, c
 def test_advice_without_a_number_says_so():
     assert advice.number({"a": {"drift": None}}, "a", "drift") == "an unknown share"
     assert math.isclose(float(advice.number({"a": {"drift": 0.256}}, "a", "drift")), 0.26)
+
+
+def test_the_command_prints_the_table_and_the_advice_and_writes_a_readme(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"{claims.BEGIN}\n{claims.END}\n")
+    folder = results(tmp_path / "results")
+    monkeypatch.setattr(command, "load_base", lambda name: Painter())
+    monkeypatch.setattr("sys.argv", ["paper", "claims", "--out", str(folder), "--readme", str(page)])
+    command.main()
+    said = capsys.readouterr().out
+    assert claims.table(folder, "toy") in said and said.rstrip().endswith("without the rivals' study on this base.")
+    assert claims.table(folder, "toy") in page.read_text() and "| holds |" in page.read_text()
