@@ -36,7 +36,6 @@ from ..pocket.marks import marks_kept
 from ..rivals.orthogonal import capacity
 from ..rivals.table import ALL, SLOTS, WAYS, Way
 from .binding import crop
-from .fusion_sweep import ALONE, AVERAGE, figure
 from .fusions import SEED
 from .how_many import ORDER, UNRECORDED
 from .observations import about, identified
@@ -228,7 +227,7 @@ def judged(base: DiffusionModel, rows: Sequence[dict], drawn: Mapping, ways: Map
     papers = {label: {"paper": ways[label].paper, "needs": list(ways[label].needs),
                       "authors need": list(ways[label].authors_need)} for label in labels}  # fmt: skip
     study.about = about(base, sizes=sizes, ways=papers, means=means, **options)
-    study.figure = map_of(rows, means)
+    study.figure = map_of(rows, means, ways)
     return study
 
 
@@ -242,17 +241,41 @@ def means_of(rows: Sequence[dict], size: int, label: str) -> dict[str, float | N
     return found
 
 
-def map_of(rows: Sequence[dict], means: Mapping[int, Mapping[str, Mapping]]):
-    """Identity against drift, a panel a size, by `fusion_sweep.figure`; ways that need regions have no place on it."""
-    found = {}
-    for size, own in means.items():
+def map_of(rows: Sequence[dict], means: Mapping[int, Mapping[str, Mapping]], ways: Mapping[str, Way] = WAYS):
+    """Identity against drift, a panel a size: up is kept, left is left alone; the dotted line is each concept alone.
+
+    Points are numbered from the best identity of the first size down, and coloured by what a way needs; ways that need
+    regions have no place on it.
+    """
+    from matplotlib.figure import Figure
+
+    placed = {size: {w: m for w, m in own.items() if None not in (m["identity"], m["drift"])}
+              for size, own in means.items()}  # fmt: skip
+    order = dict.fromkeys(w for own in placed.values() for w in sorted(own, key=lambda w: -own[w]["identity"]))
+    numbers = {way: number for number, way in enumerate(order, 1)}
+    drawn = Figure(figsize=(5.2 * len(placed) + 2.6, 5.4), layout="constrained")
+    axes = drawn.subplots(1, len(placed), sharex=True, sharey=True, squeeze=False)[0]
+    needed = dict.fromkeys(", ".join(ways[way].needs) or "the files alone" for way in numbers)
+    colours = {need: f"C{i}" for i, need in enumerate(needed)}
+    for ax, (size, own) in zip(axes, placed.items(), strict=True):
         single = float(np.mean([row["single"] for row in rows if row["size"] == size]))
-        points = {ALONE: {"identity": single, "drift": 0.0}}
-        for label, numbers in own.items():
-            if numbers["identity"] is not None and numbers["drift"] is not None:
-                points[AVERAGE if label == AVERAGED else label] = numbers
-        found[f"{size} concepts"] = points
-    return figure(found)
+        ax.axhline(single, color="black", lw=0.7, ls=":")
+        for way, found in own.items():
+            colour = colours[", ".join(ways[way].needs) or "the files alone"]
+            ax.plot(found["drift"], found["identity"], "o", color=colour, ms=13, alpha=0.75)
+            ax.annotate(numbers[way], (found["drift"], found["identity"]), color="white", fontsize=7, weight="bold",
+                        ha="center", va="center")  # fmt: skip
+        ax.set(title=f"{size} concepts", xlabel="drift of prompts without a concept")
+        ax.set_xlim(left=0)
+    axes[0].set_ylabel("identity kept (image-alignment)")
+    handles = []
+    for need, colour in colours.items():
+        of_it = [way for way in numbers if (", ".join(ways[way].needs) or "the files alone") == need]
+        handles += axes[-1].plot([], [], " ", label=f"needs {need}:") + [
+            axes[-1].plot([], [], "o", color=colour, label=f"{numbers[way]}  {way}")[0] for way in of_it
+        ]
+    drawn.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+    return drawn
 
 
 def says(found: Sequence[dict]) -> str:
