@@ -27,7 +27,7 @@ UNCOMPARED = {
 DEFINED = {
     "01": {"2.5", "0.6"},  # 8 / C in percent, C = 320 and 1280
     "02": {"1.5", "1.8"},  # limits on the length of a word's row
-    "06": {"66.5", "52.5", "0.5", "0.6"},  # the paper's votes, and what the text says of them
+    "06": {"66.5", "52.5"},  # the paper's votes, and what the text says of them
     "04": {"0.24", "0.04", "0.001"},  # two differences of the table above them, and a ridge of the playground
 }
 # Numbers that stand in a picture: read off a plot, or written beside a widget's frames.
