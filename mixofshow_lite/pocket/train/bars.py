@@ -106,7 +106,7 @@ def read_two(image: Image.Image, first, second, scene: str, scorer: Scorer) -> l
 
 def column(image: Image.Image, side: int) -> Image.Image:
     """The region of the left (0) or right (1) of two subjects, made square by repeating its upper edge."""
-    (region,) = side_by_side(("", ""), friends=0)[side : side + 1]
+    (region,) = side_by_side(("left", "right"), friends=0)[side : side + 1]
     left, top, right, bottom = (round(v * n) for v, n in zip(region.box, image.size * 2, strict=True))
     pixels = np.asarray(image.convert("RGB"))[top:bottom, left:right]
     missing = np.subtract(max(pixels.shape[:2]), pixels.shape[:2])
