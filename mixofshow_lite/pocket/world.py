@@ -4,7 +4,7 @@
 `captions.caption(picture, rng)` its words. Everything comes from one `numpy.random.Generator`, so a seed is a picture
 on any machine. The world these functions draw is the *domain* of Pocket Diffusion. It has no words for patterns, extra
 parts and drawing styles (`Subject.pattern`, `.parts`, `.outline`): they belong to the out-domain concepts of
-`concepts.py`, and pretraining shows others at random under the one word "odd".
+`concepts.py`, and pretraining draws others at random under the one word "odd" (since pocket-v2, which has seen none).
 """
 
 from dataclasses import dataclass, field, replace

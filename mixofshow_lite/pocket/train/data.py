@@ -39,7 +39,7 @@ def make_odd(rng, subject):
     So the U-Net has seen that there are stripes and wings, as Stable Diffusion has, but no word says which: a concept's
     own are for tuning to find.
     """
-    taken = {(s.cls, s.pattern and s.pattern[0], *sorted(p[0] for p in s.parts)) for s in CONCEPTS.values()}
+    taken = {marks(spec) for spec in CONCEPTS.values()}
     while not (subject.pattern or subject.parts) or marks(subject) in taken:
         subject.pattern, subject.parts = None, []
         decorate(rng, subject, 0.85)
@@ -47,7 +47,7 @@ def make_odd(rng, subject):
 
 
 def marks(subject) -> tuple:
-    """The class, pattern and parts of a subject by name."""
+    """The class, pattern and parts by name, of a subject or of a concept's `Spec`."""
     return subject.cls, subject.pattern and subject.pattern[0], *sorted(name for name, _ in subject.parts)
 
 
