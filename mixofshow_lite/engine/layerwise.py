@@ -248,9 +248,9 @@ def once(text_encoder: nn.Module, alone: Tensor) -> Iterator[None]:
     """While on, the first layer's queries, keys and values are computed once for rows with equal columns of `alone`,
     (numbers, rows) on the CPU.
 
-    Before the first attention a row knows its token and its place alone, so those behind a concept word are as good as
-    all the same in the L prompts. Left out in training mode, where the encoder may recompute itself in the backward
-    pass, after this is over (see `tuning.attach`).
+    Layer 0 sees only token and position, so its queries, keys and values are identical across the L prompts for almost
+    every token. Left out in training mode, where the encoder may recompute itself in the backward pass, after this is
+    over (see `tuning.attach`).
     """
     _, same = alone.unique(dim=1, return_inverse=True)  # (rows,) which of the distinct columns
     first = same.new_empty(int(same.max()) + 1).scatter_(0, same, torch.arange(len(same)))  # a row of each column

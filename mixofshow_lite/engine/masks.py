@@ -7,8 +7,9 @@
 
 Boxes and hard masks follow the official rule for a box's edges, ceil(start) to floor(end) on every feature map: the
 cells that lie entirely inside. Where no cell does (there the official code loses the region), the most covered cells
-have twice their covered share, at most 1: half a cell is a cell, and a thin line does not rule a coarse map. Grey
-masks and feathered edges are soft: their cover is their exact mean over the cell.
+have twice their covered share, at most 1: a cell at least half covered counts fully, and thin regions get
+proportionally less on coarse maps. Grey masks and feathered edges are soft: their cover is their exact mean over the
+cell.
 """
 
 import math

@@ -65,7 +65,7 @@ class Recipe:
     flip: bool = False  # also learn from mirrored pictures; only for concepts that are symmetric
     prior: int = 0  # pictures of the class drawn by the base itself, one seen beside each of the concept's
     prior_weight: float = 1.0  # of their loss
-    freeze_norm: float | None = None  # the rows stop once their mean norm is this many times a random row's at first
+    freeze_norm: float | None = None  # freeze the rows when their mean norm reaches this multiple of a random row's
 
     def __post_init__(self):
         for name in ("batch", "noises", "variants"):

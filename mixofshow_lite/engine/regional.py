@@ -37,7 +37,9 @@ __all__ = ["Region", "RegionAttention", "parse_regions", "region_weights", "regi
 
 
 class Plan:
-    """What the processors of one network share: who speaks where at this call. `observe` is its forward pre-hook.
+    """What the processors of one network share: the active regions and their weights at this step of the sampling loop.
+
+    `observe` is its forward pre-hook.
 
     `halves` has one list per part of the batch, (negative, positive) under classifier-free guidance and (positive,)
     without; each holds every region's context (L, N, D), or None where the region has no say.
@@ -52,7 +54,7 @@ class Plan:
         self.batch = 0  # of this call; 0 before the first one
         self.differ: Tensor | None = None  # () bool: the halves of an even batch are not the same latents
         self.timed = any(region.start > 0 or region.end < 1 for region in regions)
-        self.now: tuple[int, ...] = tuple(range(len(regions)))  # the active regions
+        self.now: tuple[int, ...] = tuple(range(len(regions)))  # numbers of the regions that are active at this step
         self.speaking = halves  # the halves of this call
         self.cells = (0, 0)  # of the latents
         self.cache: dict[tuple, object] = {}
@@ -139,8 +141,8 @@ class Plan:
             )
 
     def shares(self, own: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Who has which share of features (B, T, C): the global prompt's (T, 1); for every region of `own` the cells
-        where it has any, (R, K), and its shares there, (R, K, 1). Smaller regions are padded with shares of 0.
+        """The weights for features (B, T, C): the global prompt's, (T, 1); for every region of `own` the cells where it
+        has any, (R, K), and its weights there, (R, K, 1). Smaller regions are padded with weights of 0.
         """
         h, w = layer_size(like.shape[1], *self.cells)
         key = (h, w, self.now, own)

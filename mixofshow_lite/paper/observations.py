@@ -282,7 +282,7 @@ def ablation(
 
 
 def about(base: DiffusionModel, **more) -> dict:
-    """What makes a result again."""
+    """Metadata needed to reproduce a result."""
     return {"base": base.base_id, "fingerprint": base.fingerprint, **more}
 
 

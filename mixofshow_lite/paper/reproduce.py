@@ -4,8 +4,8 @@ table1, table2a     methods against categories, single → fused, the paper's nu
 table2c             what the people's vote says (`vote`), from a file of votes
 figure1 to figure7  pictures in the paper's arrangement (`figures`)
 
-A full run is saved with what makes it again. `quick` redoes a slice in minutes, fewer concepts and pictures, and says
-whether it points where the saved result does.
+A full run is saved with what is needed to reproduce it. `quick` redoes a slice in minutes, fewer concepts and
+pictures, and says whether it points where the saved result does.
 """
 
 import time

@@ -48,7 +48,7 @@ class Study:
     differences: dict[str, Difference] = field(default_factory=dict)  # claim in words -> the number behind it
     figure: object = None  # a PIL picture or a matplotlib Figure
     pictures: dict = field(default_factory=dict)  # what the figure shows, label -> list of PIL pictures
-    about: dict = field(default_factory=dict)  # base, fingerprint, recipes, seeds: what makes it again
+    about: dict = field(default_factory=dict)  # base, fingerprint, recipes, seeds: what is needed to reproduce it
     quality: int = 55  # of the saved figure; pictures that are looked at closely want 90
 
     def claim(self, words: str, found: Difference) -> None:
@@ -67,7 +67,7 @@ class Study:
         return {k: (float(np.mean(v)), float(np.std(v)), len(v)) for k, v in groups.items()}
 
     def save(self, folder: str | Path) -> Path:
-        """Write <name>.csv (rows), <name>.json (claims and what makes it again) and <name>.webp into `folder`.
+        """Write <name>.csv (rows), <name>.json (claims, and how to reproduce them) and <name>.webp into `folder`.
 
         An older result of that name is replaced; raises FileExistsError if the .json there is none.
         """

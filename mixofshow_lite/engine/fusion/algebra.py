@@ -103,7 +103,7 @@ class Normal:
     weights: Tensor  # (n,) of the concepts' losses
     prior: Tensor  # (n,) of the concepts' updates in the average
     inverse: Tensor  # (d_in, d_in) (G + lam I)^-1, or the pseudo-inverse when lam = 0
-    rest: Tensor  # (d_in, d_in) I - G (G + lam I)^-1: where the recordings are silent
+    rest: Tensor  # (d_in, d_in) I - G (G + lam I)^-1: keeps what was not recorded, for the prior
     span: Tensor  # (d_in, s) orthonormal: the directions that the recordings know above their rounding
     ridge: float  # lam, absolute
     condition: float  # of G + lam I; infinite when singular
