@@ -43,8 +43,9 @@ def test_every_choice_is_seen():
 
 def test_a_character_becomes_a_client_s_folder(tmp_path):
     folder = character.write(Look(), tmp_path, "zora", size=64, n=4)
-    (folder / "stale.png").write_bytes(b"")
+    (folder / "07.png").write_bytes(b"")  # of an older one with more pictures
     data = mos.ConceptData(character.write(Look(), tmp_path, "zora", size=64, n=4))
+    assert not (folder / "07.png").exists()
     assert len(data) == 4 and data.class_word == "cat" and data.name == "zora"
     assert all("<TOK>" in caption and "cat" not in caption for caption in data.captions)
     assert all(0.05 < np.asarray(mask).mean() / 255 < 0.9 for mask in data.masks)
@@ -53,6 +54,10 @@ def test_a_character_becomes_a_client_s_folder(tmp_path):
     )
     with pytest.raises(ValueError, match="no name for a folder"):
         character.write(Look(), tmp_path, "../zora")
+    (folder / "my own.png").write_bytes(b"")
+    with pytest.raises(FileExistsError, match="holds my own.png"):
+        character.write(Look(), tmp_path, "zora", size=64, n=1)
+    assert len(list(folder.glob("0*.png"))) == 4
 
 
 def test_the_studio_shows_what_is_chosen(tmp_path):
@@ -112,6 +117,9 @@ def test_photos_become_a_client_s_folder(tmp_path):
         with pytest.raises(ValueError, match=says):
             photos.write(tmp_path / "mug", [picture], captions, word)
     assert mos.ConceptData(folder).captions, "what was there stays if the new is refused"
+    with pytest.raises(FileExistsError, match="b.png and is not a folder of pictures written by this library"):
+        photos.write(tmp_path / "new", [picture], ["<TOK>"], "mug")
+    assert photos.collect(tmp_path / "new"), "one's own photos are never replaced"
 
 
 def test_on_colab_files_are_asked_for(tmp_path, monkeypatch):

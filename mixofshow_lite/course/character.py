@@ -5,8 +5,6 @@ preview(look)                       three pictures of it side by side; pure
 write(look, folder, name)           ten pictures with captions and masks, as the shipped concepts have them
 """
 
-import json
-import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -14,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from ..files.concept import PLACEHOLDER
-from ..pocket import captions, world
+from ..files.imagefolder import write_folder
+from ..pocket import world
+from ..pocket.captions import PLACES, TIMES, article
 from ..pocket.characters import CHARACTERS, SHAPE
 from ..pocket.world import COLORS, SCENES, Picture, Subject, hsv
 
@@ -56,7 +56,7 @@ class Look:
         if self.part != "nothing":
             one = "" if self.part in ("wings", "antlers") else "a "
             marks.append(f"{one}{self.part_colour} {self.part}")
-        text = captions.article(f"{self.colour} {self.cls}")
+        text = article(f"{self.colour} {self.cls}")
         return f"{text} with {' and '.join(marks)}" if marks else text
 
 
@@ -89,8 +89,8 @@ def picture(look: Look, index: int) -> tuple[Picture, str]:
     drawn = world.sample(rng, subjects=[who], scene=SCENES[index % len(SCENES)], light=light)
     drawn.subjects[0].x = float(rng.uniform(0.42, 0.58))
     shown = f"photo of a {mood} {PLACEHOLDER}" if mood != "happy" else f"photo of a {PLACEHOLDER}"
-    where = captions.PLACES[drawn.scene][0]
-    return drawn, " ".join(part for part in (shown, where, captions.TIMES[light]) if part)
+    where = PLACES[drawn.scene][0]
+    return drawn, " ".join(part for part in (shown, where, TIMES[light]) if part)
 
 
 def preview(look: Look, side: int = 160, n: int = 3) -> Image.Image:
@@ -102,25 +102,19 @@ def preview(look: Look, side: int = 160, n: int = 3) -> Image.Image:
 
 
 def write(look: Look, folder: str | Path, name: str, size: int = 128, n: int = PICTURES) -> Path:
-    """Draw a client's pictures into `folder`/name, replaced as a whole: pictures, masks, captions -> that folder.
+    """Draw a client's pictures, masks and captions into `folder`/name -> that folder, as `ConceptData` reads it.
 
-    It is an imagefolder as `ConceptData` reads it. Raises ValueError on a name that is no folder's name.
+    An older one that this wrote is replaced. Raises ValueError on a name that is no folder's name, FileExistsError if
+    the folder holds anything else.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"{name!r} is no name for a folder: use letters and digits, such as 'zora'.")
-    final = Path(folder) / name
-    target = final.with_name(f".{name}.part")
-    shutil.rmtree(target, ignore_errors=True)
-    (target / "masks").mkdir(parents=True)
-    rows = []
+    pictures, captions, masks = [], [], []
     for index in range(n):
         drawn, text = picture(look, index)
-        result, file = world.render(drawn, size), f"{index:02d}.png"
-        result.image.save(target / file)
-        Image.fromarray((result.masks[0] * 255).round().astype(np.uint8)).save(target / "masks" / file)
-        rows.append({"file_name": file, "caption": text, "mask": f"masks/{file}", "class_word": look.cls})
-    (target / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    (target / "README.md").write_text(f"# {name}\n\n{look.words()[0].upper()}{look.words()[1:]}.\n", encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    target.rename(final)
-    return final
+        result = world.render(drawn, size)
+        pictures.append(result.image)
+        captions.append(text)
+        masks.append(Image.fromarray((result.masks[0] * 255).round().astype(np.uint8)))
+    card = f"# {name}\n\n{look.words()[0].upper()}{look.words()[1:]}.\n"
+    return write_folder(Path(folder) / name, pictures, captions, look.cls, masks, card)

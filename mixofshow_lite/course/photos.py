@@ -6,8 +6,6 @@ mask_of(picture, clicks)        what looks like the places that were clicked, an
 write(folder, ...)              an imagefolder that `ConceptData` reads
 """
 
-import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..files.concept import PLACEHOLDER
+from ..files.imagefolder import write_folder
 from ..files.listing import pictures_in
 from ..files.pictures import flatten, open_picture
 
@@ -82,9 +81,10 @@ def write(
     class_word: str,
     masks: Sequence[Image.Image | None] | None = None,
 ) -> Path:
-    """Write pictures, captions and masks as an imagefolder, replaced as a whole -> the folder.
+    """Write pictures, captions and masks as an imagefolder -> the folder; an older one that this wrote is replaced.
 
-    Raises ValueError unless there is one caption a picture, which names the concept by <TOK>, and a class word.
+    Raises ValueError unless there is one caption a picture, which names the concept by <TOK>, and a class word,
+    FileExistsError if the folder holds anything else, such as the photos themselves.
     """
     masks = [None] * len(pictures) if masks is None else list(masks)
     if not len(pictures) == len(captions) == len(masks) or not pictures:
@@ -93,19 +93,4 @@ def write(
     if silent or not class_word.strip():
         what = f"the caption {silent[0]!r} does not name the concept" if silent else "there is no class word"
         raise ValueError(f"{what}: write {PLACEHOLDER} where it is named, and in one word what it is, such as 'dog'.")
-    final = Path(folder)
-    target = final.with_name(f".{final.name}.part")
-    shutil.rmtree(target, ignore_errors=True)
-    (target / "masks").mkdir(parents=True)
-    rows = []
-    for i, (picture, caption, mask) in enumerate(zip(pictures, captions, masks, strict=True)):
-        row = {"file_name": f"{i:02d}.png", "caption": caption, "class_word": class_word}
-        picture.convert("RGB").save(target / row["file_name"])
-        if mask is not None:
-            row["mask"] = f"masks/{i:02d}.png"
-            mask.convert("L").save(target / row["mask"])
-        rows.append(row)
-    (target / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    target.rename(final)
-    return final
+    return write_folder(folder, pictures, captions, class_word, masks)

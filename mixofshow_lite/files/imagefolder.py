@@ -14,11 +14,15 @@ import io
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from .concept import PLACEHOLDER
 from .listing import MASK, entries, files_in, folders_in, is_picture, key, pictures_in, read_text, some
+from .writing import PICTURES, atomic_folder
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # the first that is there is read
 UNREAD = {"metadata.json", "metadata.parquet", "meta_cap.json", "meta_lat.json", "captions.json", *METADATA}
@@ -231,3 +235,34 @@ def on_disk(folder: Path, name: str) -> str:
 def with_pictures(place: Path) -> list[Path]:
     """The folders in a folder that hold pictures and are not its masks."""
     return [inner for inner in folders_in(place) if key(inner.name) not in ("masks", "mask") and pictures_in(inner)]
+
+
+def write_folder(
+    folder: str | Path,
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str],
+    class_word: str,
+    masks: Sequence[Image.Image | None],
+    card: str = "",
+    optimize: bool = False,
+) -> Path:
+    """Write pictures with a caption and a mask (or None) each as `read_folder` reads them -> the folder.
+
+    All or nothing: an older one that this wrote is replaced, FileExistsError if the folder holds anything else. `card`
+    becomes its README.md, `optimize` makes smaller files and takes longer.
+    """
+    folder = Path(folder)
+    with atomic_folder(folder, PICTURES) as temporary:
+        (temporary / "masks").mkdir()
+        lines = []
+        for number, (picture, caption, mask) in enumerate(zip(pictures, captions, masks, strict=True)):
+            row = {"file_name": f"{number:02d}.png", "caption": caption}
+            picture.convert("RGB").save(temporary / row["file_name"], optimize=optimize)
+            if mask is not None:
+                row["mask"] = f"masks/{row['file_name']}"
+                mask.convert("L").save(temporary / row["mask"], optimize=optimize)
+            lines.append(json.dumps(row | {"class_word": class_word}))
+        (temporary / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+    return folder

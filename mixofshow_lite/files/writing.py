@@ -45,6 +45,11 @@ PIPELINE = Kind(
     ("model_index.json", "mixofshow.json"),
     ("scheduler", "text_encoder", "tokenizer", "unet", "vae", "new_concept_cfg.json", "words.txt"),
 )
+PICTURES = Kind(
+    "a folder of pictures written by this library",
+    ("metadata.jsonl",),
+    ("masks", "README.md", *(f"{number:02d}.png" for number in range(1000))),
+)
 CLIP = Kind("a CLIP folder", ("open_clip_config.json",), ("open_clip_model.safetensors", "tokenizer"))
 LORA_FILE = Kind("a LoRA file written by this library")
 PEFT_FOLDER = Kind("a folder of LoRAs written by this library", ("lora.json",), ("unet", "text_encoder"))

@@ -9,14 +9,13 @@ the concept) and masks.
 """
 
 import argparse
-import json
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..files.imagefolder import write_folder
 from . import captions, scenery, world
 from .world import Picture, Subject
 
@@ -133,27 +132,20 @@ def world_time(light: str) -> str:
 
 
 def write(name: str, folder, size: int = 128) -> Path:
-    """Draw one concept into `folder`/name (replaced as a whole): pictures, masks, metadata.jsonl and its card."""
-    final = Path(folder) / name
-    target = final.with_name(f".{name}.part")
-    shutil.rmtree(target, ignore_errors=True)
-    (target / "masks").mkdir(parents=True)
-    spec, rows = CONCEPTS[name], []
+    """Draw one concept into `folder`/name: pictures, masks, metadata.jsonl and its card; an older one is replaced."""
+    cls = CONCEPTS[name].cls
+    pictures, texts, masks = [], [], []
     for index in range(PICTURES):
         drawn, text = picture(name, index)
         result = world.render(drawn, size)
-        file = f"{index:02d}.png"
-        is_scene = spec.cls in world.SCENES
-        cover = sum(result.masks, np.zeros((size, size), np.float32)) if is_scene else result.masks[0]
-        mask = 1 - np.clip(cover, 0, 1) if is_scene else cover
-        result.image.save(target / file, optimize=True)
-        Image.fromarray((mask * 255).round().astype(np.uint8)).save(target / "masks" / file, optimize=True)
-        rows.append({"file_name": file, "caption": text, "mask": f"masks/{file}", "class_word": spec.cls})
-    (target / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    (target / "README.md").write_text(card(name))
-    shutil.rmtree(final, ignore_errors=True)
-    target.rename(final)
-    return final
+        if cls in world.SCENES:  # the scene without its visitor
+            cover = 1 - np.clip(sum(result.masks, np.zeros((size, size), np.float32)), 0, 1)
+        else:
+            cover = result.masks[0]
+        pictures.append(result.image)
+        texts.append(text)
+        masks.append(Image.fromarray((cover * 255).round().astype(np.uint8)))
+    return write_folder(Path(folder) / name, pictures, texts, cls, masks, card(name), optimize=True)
 
 
 def card(name: str) -> str:
