@@ -7,9 +7,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import make_concept
 
+from mixofshow_lite.engine.evaluation import Scorer
 from mixofshow_lite.paper import ballots, vote
 from mixofshow_lite.paper.vote import Ballot, Pair
 
@@ -250,8 +252,15 @@ def test_a_ballot_is_the_same_prompts_and_seeds_for_both(tiny_base):
     assert len(ballot.pairs) == 2 * len(ballots.PROMPTS) and ballot.ways == WAYS
     assert "rabbit" in ballot.pairs[0].words and "<" not in ballot.pairs[0].words
     assert len(ballot.pairs[0].references) == 3
-    blue = ballots.read_scores(ballot, lambda pair, picture: picture.getpixel((0, 0))[2])
-    assert all(second > first for first, second in blue.values())
+    scorer = Scorer("colours", None, None, lambda texts: torch.tensor([[len(text)] for text in texts]))
+    scorer.image_features = lambda images: torch.tensor([[float(p.getpixel((0, 0))[2] > 99)] for p in images])
+    scorer.text_features = lambda prompts: torch.ones(len(prompts), 1)  # blue is what the words say
+    scores = ballots.clip_scores(ballot, scorer)
+    assert scores["CLIP's image-alignment"] == {pair.name: (0.0, 1.0) for pair in ballot.pairs}
+    assert scores["CLIP's text-alignment"] == {pair.name: (0.0, 2.5) for pair in ballot.pairs}
+    second = {"rater": "ada", "question": "text", "left": WAYS[0], "right": WAYS[1], "choice": WAYS[1]}
+    votes = [second | {"pair": pair.name} for pair in ballot.pairs]
+    assert vote.result(votes, WAYS, metrics=scores).metrics["CLIP's text-alignment", "text"].share == 1
     with pytest.raises(ValueError, match="two ways"):
         ballots.draw_ballot({"one": models[WAYS[0]]}, [concept], data)
 
@@ -286,7 +295,7 @@ def test_the_page_asks_keeps_goes_back_and_resumes(page, tmp_path):
     again.start("ben")
     assert again._progress == [0, 4]
     assert again.result().raters == 1 and "over averaging" in str(again.result())
-    assert len(again.save_csv(tmp_path / "votes.csv").read_text().splitlines()) == 5
+    assert len(vote.votes_csv(vote.read_votes(again.file)).splitlines()) == 5
 
 
 def test_the_page_is_blind(page):

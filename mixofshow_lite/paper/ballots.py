@@ -4,9 +4,7 @@ say of each pair.
 Which pictures are asked about is decided by prompts and seeds alone, before any is seen: none is picked.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-
-from PIL import Image
+from collections.abc import Mapping, Sequence
 
 from ..engine.evaluation import Scorer, image_scores, load_scorer, plain_prompt, text_scores
 from ..files.concept import Concept
@@ -51,18 +49,16 @@ def draw_ballot(
 
 
 def clip_scores(ballot: Ballot, scorer: Scorer | str | None = None) -> dict[str, dict[str, tuple[float, float]]]:
-    """What CLIP says of each pair: image- and text-alignment of both pictures, as `vote.result` takes them."""
+    """What CLIP says of each pair: image- and text-alignment of both pictures.
+
+    `VotePage.result(clip_scores(ballot))` then says how often people and CLIP choose the same picture.
+    """
     scorer, image, text = load_scorer(scorer), {}, {}
     for pair in ballot.pairs:
         text[pair.name] = tuple(text_scores(list(pair.pictures), pair.words, scorer).tolist())
         if pair.references:
             image[pair.name] = tuple(image_scores(list(pair.pictures), list(pair.references), scorer).tolist())
     return {"CLIP's image-alignment": image, "CLIP's text-alignment": text}
-
-
-def read_scores(ballot: Ballot, read: Callable[[Pair, Image.Image], float]) -> dict[str, tuple[float, float]]:
-    """pair -> a number for each of its pictures, by any reader: `lambda pair, picture: marks kept`."""
-    return {pair.name: tuple(float(read(pair, picture)) for picture in pair.pictures) for pair in ballot.pairs}
 
 
 def vote_study(found: Result, base) -> Study:

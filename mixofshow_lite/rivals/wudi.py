@@ -58,9 +58,3 @@ def row_gram(pair: algebra.Factors) -> Tensor:
     down, up = pair
     gram = down.T @ (up.T @ up) @ down
     return gram / gram.trace()
-
-
-def wudi_loss(update: algebra.Factors, own: list[algebra.Factors]) -> float:
-    """The objective at an update."""
-    ones = torch.ones(len(own), dtype=torch.float64)
-    return algebra.loss(update, own, [row_gram(pair) for pair in own], ones)

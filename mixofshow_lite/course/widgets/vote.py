@@ -22,7 +22,6 @@ except ImportError as error:
 
 from ...engine.arguments import as_path
 from ...files.grid import grid
-from ...files.writing import write_text
 from ...paper.vote import (
     QUESTIONS,
     Ask,
@@ -110,11 +109,6 @@ class VotePage(anywidget.AnyWidget):
         """What all raters of the file say; see `paper.vote.result`."""
         names = [pair.name for pair in self.ballot.pairs]
         return result(read_votes(self.file), self.ballot.ways, names, metrics)
-
-    def save_csv(self, file: str | Path) -> Path:
-        """Write all votes as a table."""
-        write_text(file, votes_csv(read_votes(self.file)))
-        return Path(file)
 
     def _answered(self) -> set[tuple[str, str]]:
         return {(vote["pair"], vote["question"]) for vote in read_votes(self.file) if vote["rater"] == self.rater}
