@@ -12,8 +12,6 @@ from ..engine import lora
 from ..engine.fusion import algebra
 from ..engine.fusion.grams import GramRecorder, feed
 
-Factors = tuple[Tensor, Tensor]  # (down, up)
-
 
 def draw_lines(changes: np.ndarray, solve: Callable, degrees: Sequence[float]):
     """A panel for each angle between two clients' inputs: their lines of no loss, the average, least squares, ridges.
@@ -49,7 +47,7 @@ def toy_layer(shared: int, seed: int = 0, d: int = 24, k: int = 8, r: int = 2, r
     return factors, [x @ x.T / rows for x in X]
 
 
-def lost(update: Factors, factors: Sequence[Factors], grams: Sequence[Tensor]) -> list[float]:
+def lost(update: algebra.LowRankPair, factors: Sequence[algebra.LowRankPair], grams: Sequence[Tensor]) -> list[float]:
     """Share of each concept's update that is lost on its own inputs: 0 is kept, 1 is gone."""
     pairs = zip(factors, grams, strict=True)
     return [float(algebra.difference_energy(update, own, G) / algebra.energy(own, G)) for own, G in pairs]

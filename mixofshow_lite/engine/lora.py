@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from ..files.concept import Factors
+from ..files.concept import LoRAFactors
 from ..lora import attention_linears, core
 from .finite import is_finite
 
@@ -180,7 +180,7 @@ def scale(net: nn.Module, alpha: float) -> None:
         layer.scaling["default"] = alpha
 
 
-def extract(net: nn.Module) -> Factors:
+def extract(net: nn.Module) -> LoRAFactors:
     """The attached factors as detached float32 CPU tensors, name -> (down (r, d_in), up (d_out, r))."""
     layers = attached(net).items()
     pairs = {name: (layer.lora_A["default"].weight, layer.lora_B["default"].weight) for name, layer in layers}

@@ -25,7 +25,7 @@ PLACEHOLDER = "<TOK>"
 WORD = re.compile(r"<[^<>\s|]+>")  # what a concept word looks like: <bibi1>
 LONGEST_WORD = 100  # characters of a concept word
 LONGEST_TEXT = 500  # characters of a class word or a phrase, far more than a prompt takes in
-Factors = dict[str, tuple[Tensor, Tensor]]  # module name -> (down (r, d_in), up (d_out, r))
+LoRAFactors = dict[str, tuple[Tensor, Tensor]]  # module name -> (down (r, d_in), up (d_out, r)), as in lora.py
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Concept:
     class_word: str  # what it is in the model's own words, e.g. "rabbit"
     recipe: str  # how it was tuned, a key of tuning.RECIPES
     embeddings: dict[str, Tensor]  # word -> (L, D)
-    lora: dict[str, Factors] = field(default_factory=dict)  # "text_encoder" | "unet" -> factors
+    lora: dict[str, LoRAFactors] = field(default_factory=dict)  # "text_encoder" | "unet" -> factors
     rank: int = 0  # largest rank among the factors, 0 without LoRA
     scale: float = 1.0  # delta W = scale * up @ down; alpha itself, not alpha / rank
     base_id: str = ""  # the base model it was tuned on

@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import __version__
 from ..engine.arguments import is_number, is_whole, printable, shown
 from ..engine.finite import first_not_finite
-from .concept import Concept, Factors, is_word, tensors_of
+from .concept import Concept, LoRAFactors, is_word, tensors_of
 from .fits import check_finite, check_fits
 from .grid import grid
 from .keys import NETS, kind_of, ordinary, split, warn_of_8_bits
@@ -161,7 +161,7 @@ def load(folder: Path) -> Concept:
     warn_of_8_bits(tensors, str(folder))
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     embeddings = {word: tensors.pop(f"embeddings.{word}", None) for word in about["words"]}
-    lora: dict[str, Factors] = {}
+    lora: dict[str, LoRAFactors] = {}
     keys = {split(key): key for key in sorted(tensors)}
     for path, part in keys:
         net, _, module = path.partition(".")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..engine import lora
 from ..engine.arguments import printable
-from .concept import Factors
+from .concept import LoRAFactors
 from .kinds import LONGEST_NAME, refuse_other_kinds, refuse_other_widths
 from .warn import warn
 
@@ -74,7 +74,7 @@ def never_used(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def match(
     tensors: Mapping[str, Tensor], base, source: str, scale: Callable[[str, str, int], float] | None = None
-) -> dict[str, Factors]:
+) -> dict[str, LoRAFactors]:
     """All tensors of a LoRA file as factors of the base's layers, network -> module -> (down (r, d_in), up (d_out, r)).
 
     The scale is inside `up`: alpha / r where the file has an alpha, else `scale(network, module, r)`, else 1. Raises
@@ -88,7 +88,7 @@ def match(
     shapes, tensors = layers_of(base), {key: tensor for key, tensor in tensors.items() if key not in idle}
     check_whose(tensors, base, source)
     found = sort_out(tensors, shapes, base, source)
-    factors: dict[str, Factors] = {}
+    factors: dict[str, LoRAFactors] = {}
     warn_of_8_bits(tensors, source)
     silent = 0  # layers of alpha 0
     for net, module in (layer for layer in shapes if layer in found):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..engine.arguments import as_path, shown
-from .concept import Factors
+from .concept import LoRAFactors
 from .keys import NETS, match, never_used
 from .kinds import GIVE_LORA, PEFT_TYPES
 from .patterns import check_patterns, matcher
@@ -41,7 +41,7 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{file} is truncated or no safetensors file ({error}): copy or download it again.") from error
 
 
-def read_lora(file: str | Path, base) -> tuple[dict[str, Factors], str]:
+def read_lora(file: str | Path, base) -> tuple[dict[str, LoRAFactors], str]:
     """(factors, a sentence that says how many tensors matched) of a kohya, diffusers or peft LoRA for the base.
 
     `file` may be a folder that diffusers or peft wrote, also one with a `unet` and a `text_encoder` folder in it, and
@@ -85,7 +85,7 @@ def read_part(file: Path) -> tuple[dict[str, Tensor], dict[str, dict]]:
     return tensors, configs(file, metadata)
 
 
-def warn_of_halves(tensors: Mapping[str, Tensor], factors: Mapping[str, Factors], source: str) -> None:
+def warn_of_halves(tensors: Mapping[str, Tensor], factors: Mapping[str, LoRAFactors], source: str) -> None:
     """One warning if the file changes the text encoder alone; it may be the rest of another model's LoRA."""
     if "unet" in factors:
         return

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..engine.finite import first_not_finite
-from .concept import Factors
+from .concept import LoRAFactors
 from .keys import NETS, split
 from .writing import LORA_FILE, PEFT_FOLDER, WRITER, atomic_file, atomic_folder
 
@@ -32,7 +32,7 @@ OF_PROCESSOR = re.compile(r"(.+\.attn\d)\.(to_[qkv]|to_out)(?:\.0)?")  # (attent
 CONVOLUTIONS = (".proj_in", ".proj_out")  # 1x1 convolutions in Stable Diffusion 1.x
 
 
-def lora_state(factors: Mapping[str, Factors], format: str = "diffusers") -> dict[str, Tensor]:
+def lora_state(factors: Mapping[str, LoRAFactors], format: str = "diffusers") -> dict[str, Tensor]:
     """Factors as the tensors of a diffusers, kohya or peft file in float32, which act at scale 1.
 
     Raises ValueError on another format.
@@ -91,7 +91,7 @@ def older(library, *version: int) -> bool:
     return tuple(int(part) for part in library.__version__.split(".")[:2]) < version
 
 
-def write_lora(factors: Mapping[str, Factors], target: str | Path, format: str = "diffusers") -> Path:
+def write_lora(factors: Mapping[str, LoRAFactors], target: str | Path, format: str = "diffusers") -> Path:
     """Write factors to a .safetensors file, in peft's format to a folder; all or nothing.
 
     Raises ValueError where there is nothing to write or a number is none, OSError on a full disk.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine.arguments import as_path
-from .concept import Factors, is_word
+from .concept import LoRAFactors, is_word
 from .keys import NETS, match, ordinary, warn_of_8_bits
 from .kinds import refuse_other_kinds
 from .pickles import read_pickle
@@ -24,7 +24,7 @@ def is_official(file: Path) -> bool:
     return isinstance(content, dict) and any(part in content for part in ("params", *WORDS))
 
 
-def read_official(file: str | Path, base) -> tuple[dict[str, Tensor], dict[str, Factors], str]:
+def read_official(file: str | Path, base) -> tuple[dict[str, Tensor], dict[str, LoRAFactors], str]:
     """(word -> (L, D), factors, a sentence that says how many tensors matched) of an official .pth.
 
     A word with one row for all layers (the official plain LoRA) is copied to every layer. Raises FileNotFoundError or

@@ -37,7 +37,7 @@ def core_space_fusion(base: DiffusionModel, concepts: Sequence[Concept], merge: 
     return merge_factors(base, concepts, lambda own: core_space(own, CORES[merge]), f"Core Space ({merge})")
 
 
-def core_space(own: list[algebra.Factors], merge: Callable[[Sequence[Tensor]], Tensor]) -> algebra.Factors:
+def core_space(own: list[algebra.LowRankPair], merge: Callable[[Sequence[Tensor]], Tensor]) -> algebra.LowRankPair:
     """One layer's merge, factored: down (R, d_in), up (d_out, R)."""
     U_B = torch.linalg.svd(torch.cat([up for _, up in own], dim=1), full_matrices=False).U
     V_A = torch.linalg.svd(torch.cat([down for down, _ in own]), full_matrices=False).Vh

@@ -26,7 +26,7 @@ from ..engine.fusion import algebra
 from ..engine.fusion.grams import GramRecorder, feed
 from ..engine.fusion.settings import Settings
 from ..engine.fusion.weight import NETS, check, layer_factors, updated_layers, updating
-from ..files.concept import Concept, Factors
+from ..files.concept import Concept, LoRAFactors
 from ..model import DiffusionModel
 from .drawn import Drawn, draw_inputs, run
 from .layers import changes, merged_model, no_change, own_model
@@ -65,7 +65,7 @@ def iteris_fusion(
     names = {net: updated_layers(members, net) for net in NETS}
     for _ in tqdm(range(rounds), disable=not progress, desc="merging", leave=False):
         seen = [record_pair(model, merged, inputs, names) for model, inputs in zip(models, drawn, strict=True)]
-        factors: dict[str, Factors] = {net: {} for net in NETS}
+        factors: dict[str, LoRAFactors] = {net: {} for net in NETS}
         for net in NETS:
             weights = lora.adaptable(getattr(base, net))
             for name in names[net]:
@@ -80,7 +80,9 @@ def iteris_fusion(
     return merged
 
 
-def iteris(own: list[algebra.Factors], seen: list[Moments], W0: Tensor, ridge: float = RIDGE) -> algebra.Factors:
+def iteris(
+    own: list[algebra.LowRankPair], seen: list[Moments], W0: Tensor, ridge: float = RIDGE
+) -> algebra.LowRankPair:
     """One layer, solved once, factored: down (R, d_in), up (d_out, R)."""
     downs, total = [], torch.zeros_like(seen[0].merged)
     for (down, up), moments in zip(own, seen, strict=True):

@@ -35,7 +35,7 @@ def knots_fusion(base: DiffusionModel, concepts: Sequence[Concept], kept: float 
     return merge_factors(base, concepts, lambda own: knots(own, kept), "KnOTS-TIES", kept=kept)
 
 
-def knots(own: list[algebra.Factors], kept: float = KEPT) -> algebra.Factors:
+def knots(own: list[algebra.LowRankPair], kept: float = KEPT) -> algebra.LowRankPair:
     """One layer's merge, factored: down (R, d_in), up (d_out, R)."""
     left, rest = torch.linalg.qr(torch.cat([up for _, up in own], dim=1))  # (d_out, a), (a, R)
     shares = rest.split([len(down) for down, _ in own], dim=1)

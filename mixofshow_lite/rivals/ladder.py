@@ -43,14 +43,14 @@ def ladder_fusion(
     ridge = default_ridge(len(concepts)) if ridge is None else ridge
     solve = {"concept": per_concept, "column": per_column, "matrix": whole_matrix}[rung]
 
-    def merge(own: list, grams: list, rows: list) -> algebra.Factors:
+    def merge(own: list, grams: list, rows: list) -> algebra.LowRankPair:
         return solve(own, grams, ridge)
 
     method = f"least squares, a number a {rung}" if rung != "matrix" else "least squares, the whole matrix"
     return merge_recorded(base, concepts, merge, method, progress=progress, ridge=ridge, **options)
 
 
-def per_concept(own: list[algebra.Factors], grams: list[Tensor], ridge: float = 0.0) -> algebra.Factors:
+def per_concept(own: list[algebra.LowRankPair], grams: list[Tensor], ridge: float = 0.0) -> algebra.LowRankPair:
     """The best number for every concept's whole update in one layer."""
     G, n = sum(grams), len(own)
     system, wanted = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
@@ -61,7 +61,7 @@ def per_concept(own: list[algebra.Factors], grams: list[Tensor], ridge: float = 
     return algebra.average(own, solve_towards(system, wanted, ridge, 1 / n))
 
 
-def per_column(own: list[algebra.Factors], grams: list[Tensor], ridge: float = 0.0) -> algebra.Factors:
+def per_column(own: list[algebra.LowRankPair], grams: list[Tensor], ridge: float = 0.0) -> algebra.LowRankPair:
     """The best number for every column of every concept's update in one layer, down_j diag(m_j)."""
     G, n, d = sum(grams), len(own), grams[0].shape[0]
     system, wanted = torch.zeros(n * d, n * d, dtype=torch.float64), torch.zeros(n * d, dtype=torch.float64)
@@ -76,13 +76,13 @@ def per_column(own: list[algebra.Factors], grams: list[Tensor], ridge: float = 0
     return torch.cat(downs), torch.cat([up for _, up in own], dim=1)
 
 
-def whole_matrix(own: list[algebra.Factors], grams: list[Tensor], ridge: float = 0.0) -> algebra.Factors:
+def whole_matrix(own: list[algebra.LowRankPair], grams: list[Tensor], ridge: float = 0.0) -> algebra.LowRankPair:
     """The best matrix: `engine.fusion.algebra.closed_form` with equal weights."""
     equal = torch.full((len(own),), 1 / len(own), dtype=torch.float64)
     return algebra.closed_form(algebra.normal_equations(grams, equal, ridge), own, "average")
 
 
-def inner(a: algebra.Factors, b: algebra.Factors, gram: Tensor) -> Tensor:
+def inner(a: algebra.LowRankPair, b: algebra.LowRankPair, gram: Tensor) -> Tensor:
     """tr(a G b^T) of two updates, ()."""
     return ((a[1].T @ b[1]) * (a[0] @ gram @ b[0].T)).sum()
 

@@ -21,11 +21,11 @@ from ..engine.fusion.grams import Statistics, feed
 from ..engine.fusion.report import STAGES, FusionReport
 from ..engine.fusion.settings import Settings
 from ..engine.fusion.weight import NETS, check, layer_factors, updated_layers, updating, with_factors
-from ..files.concept import Concept, Factors
+from ..files.concept import Concept, LoRAFactors
 from ..model import DiffusionModel
 
-Merge = Callable[[list[algebra.Factors]], algebra.Factors]
-RecordedMerge = Callable[[list[algebra.Factors], list[Tensor], list[int]], algebra.Factors]
+Merge = Callable[[list[algebra.LowRankPair]], algebra.LowRankPair]
+RecordedMerge = Callable[[list[algebra.LowRankPair], list[Tensor], list[int]], algebra.LowRankPair]
 
 
 def merge_factors(
@@ -37,7 +37,7 @@ def merge_factors(
     """
     concepts, w = check(base, concepts)
     members, _ = updating(concepts, w)
-    factors: dict[str, Factors] = {net: {} for net in NETS}
+    factors: dict[str, LoRAFactors] = {net: {} for net in NETS}
     for net in NETS:
         for name in updated_layers(members, net):
             own = [pair for pair in layer_factors(base, members, net, name) if changes(pair)]
@@ -81,7 +81,7 @@ def merge_layer(
     net: str,
     name: str,
     merge: RecordedMerge,
-) -> algebra.Factors:
+) -> algebra.LowRankPair:
     """One layer's merge of recordings, by those concepts that change the layer at all."""
     found = layer_factors(base, members, net, name)
     kept = [i for i, pair in enumerate(found) if changes(pair)]
@@ -106,7 +106,7 @@ def own_model(base: DiffusionModel, concepts: Sequence[Concept], concept: Concep
 
 
 def merged_model(
-    base: DiffusionModel, concepts: Sequence[Concept], factors: dict[str, Factors], method: str, **settings
+    base: DiffusionModel, concepts: Sequence[Concept], factors: dict[str, LoRAFactors], method: str, **settings
 ) -> DiffusionModel:
     """The base with merged factors and all words, and a report of how it came about."""
     merged = with_factors(base.with_words(*concepts), factors)
@@ -114,18 +114,18 @@ def merged_model(
     return merged
 
 
-def changes(pair: algebra.Factors) -> bool:
+def changes(pair: algebra.LowRankPair) -> bool:
     """Whether an update is there and not zero."""
     down, up = pair
     return bool(down.any()) and bool(up.any())
 
 
-def no_change(base: DiffusionModel, concepts: Sequence[Concept], net: str, name: str) -> algebra.Factors:
+def no_change(base: DiffusionModel, concepts: Sequence[Concept], net: str, name: str) -> algebra.LowRankPair:
     """Factors of rank 0 for a layer that no concept changes in effect."""
     down, up = layer_factors(base, concepts[:1], net, name)[0]
     return algebra.no_update(down.shape[1], up.shape[0])
 
 
-def stacked(own: Sequence[algebra.Factors]) -> algebra.Factors:
+def stacked(own: Sequence[algebra.LowRankPair]) -> algebra.LowRankPair:
     """The plain sum of all updates, factored: down (R, d_in), up (d_out, R), R = sum r_i."""
     return algebra.average(list(own), own[0][0].new_ones(len(own)))

@@ -22,7 +22,7 @@ from ..engine.arguments import SEEDS, check_number, check_whole, shown
 from ..engine.fusion import algebra
 from ..engine.fusion.report import FusionReport
 from ..engine.fusion.weight import NETS, check, layer_factors, updated_layers, with_factors
-from ..files.concept import Concept, Factors
+from ..files.concept import Concept, LoRAFactors
 from ..model import DiffusionModel
 
 MERGED = "merged"
@@ -69,8 +69,8 @@ def peft_fusion(
 
 
 def merge(
-    net: nn.Module, own: dict[str, list[algebra.Factors]], weights: list[float], method: str, options: dict
-) -> Factors:
+    net: nn.Module, own: dict[str, list[algebra.LowRankPair]], weights: list[float], method: str, options: dict
+) -> LoRAFactors:
     """One network's layers through peft: `own` holds every concept's factors of every layer, the scale inside `up`."""
     n = len(weights)
     ranks = [max(found[i][0].shape[0] for found in own.values()) for i in range(n)]
@@ -104,7 +104,7 @@ def merge(
     return {name: algebra.compact(take(layer)) for name, layer in layers.items()}
 
 
-def put(layer: nn.Module, adapter: str, factors: algebra.Factors, rank: int) -> None:
+def put(layer: nn.Module, adapter: str, factors: algebra.LowRankPair, rank: int) -> None:
     """Set one adapter of a layer; zero rows make up for a layer of smaller rank than its concept's largest."""
     down, up = (factor.to(torch.float32) for factor in factors)
     missing = rank - len(down)

@@ -86,7 +86,7 @@ def regression(off_diagonal: float):
     if not 0 <= off_diagonal <= 1:
         raise ValueError(f"off_diagonal={off_diagonal}: give the share of off-diagonal entries that stays, 0 to 1.")
 
-    def merge(own: list[algebra.Factors], grams: list[Tensor], rows: Sequence[int] = ()) -> algebra.Factors:
+    def merge(own: list[algebra.LowRankPair], grams: list[Tensor], rows: Sequence[int] = ()) -> algebra.LowRankPair:
         equal = torch.full((len(own),), 1 / len(own), dtype=torch.float64)
         shrunken = [shrink(gram, off_diagonal) for gram in grams]
         return algebra.closed_form(algebra.normal_equations(shrunken, equal, ridge=0.0), own, "average")

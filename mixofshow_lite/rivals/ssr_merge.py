@@ -34,13 +34,15 @@ def ssr_fusion(
     if not ridge > 0:
         raise ValueError(f"ridge={ridge}: SSR-Merge needs a positive one.")
 
-    def merge(own: list, grams: list, rows: list) -> algebra.Factors:
+    def merge(own: list, grams: list, rows: list) -> algebra.LowRankPair:
         return ssr(own, grams, rows, ridge)
 
     return merge_recorded(base, concepts, merge, "SSR-Merge", progress=progress, ridge=ridge, **options)
 
 
-def ssr(own: list[algebra.Factors], grams: list[Tensor], rows: list[int], ridge: float = RIDGE) -> algebra.Factors:
+def ssr(
+    own: list[algebra.LowRankPair], grams: list[Tensor], rows: list[int], ridge: float = RIDGE
+) -> algebra.LowRankPair:
     """One layer's merge, factored: down (R, d_in) all A_k as they are, up (d_out, R) with the router inside."""
     if len(own) == 1:
         return own[0]  # nothing to be routed, as in the authors' code

@@ -36,7 +36,7 @@ def wudi_fusion(
     return merge_factors(base, concepts, lambda own: wudi(own, ridge, steps), "WUDI", ridge=ridge, steps=steps)
 
 
-def wudi(own: list[algebra.Factors], ridge: float = 0.0, steps: int | None = None) -> algebra.Factors:
+def wudi(own: list[algebra.LowRankPair], ridge: float = 0.0, steps: int | None = None) -> algebra.LowRankPair:
     """WUDI's update of one layer, factored: down (R, d_in), up (d_out, R)."""
     grams = [row_gram(pair) for pair in own]
     ones = torch.ones(len(own), dtype=torch.float64)
@@ -53,7 +53,7 @@ def wudi(own: list[algebra.Factors], ridge: float = 0.0, steps: int | None = Non
     return down, up
 
 
-def row_gram(pair: algebra.Factors) -> Tensor:
+def row_gram(pair: algebra.LowRankPair) -> Tensor:
     """dW^T dW / ||dW||_F^2, (d_in, d_in), of trace 1."""
     down, up = pair
     gram = down.T @ (up.T @ up) @ down

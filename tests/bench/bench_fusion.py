@@ -109,7 +109,7 @@ def features(group: Feed, concept: int, seed: int = 0) -> Iterator[Tensor]:
         yield torch.randn(rows, group.d_in, generator=generator) * spread.sqrt()[order]
 
 
-def updates(group: Feed, concept: int) -> list[algebra.Factors]:
+def updates(group: Feed, concept: int) -> list[algebra.LowRankPair]:
     """Random updates of rank RANK of one concept, one per layer of the feed."""
     generator = torch.Generator().manual_seed(hash_of(group.name, concept, 1))
     down = [torch.randn(RANK, group.d_in, generator=generator).double() / group.d_in**0.5 for _ in group.d_outs]

@@ -31,10 +31,10 @@ from torch import Tensor
 
 from ...fusion import minimise
 
-Factors = tuple[Tensor, Tensor]  # (down (r, d_in), up (d_out, r))
+LowRankPair = tuple[Tensor, Tensor]  # one layer's update: (down (r, d_in), up (d_out, r))
 
 
-def as_double(factors: Factors) -> Factors:
+def as_double(factors: LowRankPair) -> LowRankPair:
     """The factors in float64, in which every solve is done."""
     return double(factors[0]), double(factors[1])
 
@@ -44,17 +44,17 @@ def double(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-def dense(factors: Factors) -> Tensor:
+def dense(factors: LowRankPair) -> Tensor:
     """The update (d_out, d_in) = up @ down that the factors stand for."""
     return factors[1] @ factors[0]
 
 
-def no_update(d_in: int, d_out: int) -> Factors:
+def no_update(d_in: int, d_out: int) -> LowRankPair:
     """The factors of rank 0 of a concept that leaves this layer as it is."""
     return torch.zeros(0, d_in, dtype=torch.float64), torch.zeros(d_out, 0, dtype=torch.float64)
 
 
-def compact(factors: Factors) -> Factors:
+def compact(factors: LowRankPair) -> LowRankPair:
     """The same update by its own singular directions: down (k, d_in), up (d_out, k), k = min(r, d_in, d_out).
 
     Stacked as they come, the ranks of a fused update are the concepts' own up_i (and for an average their down_i), one
@@ -70,26 +70,26 @@ def compact(factors: Factors) -> Factors:
     return (roots[:, None] * axes) @ right.T, left @ turned * roots
 
 
-def average(factors: list[Factors], weights: Tensor) -> Factors:
+def average(factors: list[LowRankPair], weights: Tensor) -> LowRankPair:
     """Weight fusion of one layer (Eq. 2): A = sum_i w_i dW_i, kept as factors."""
     downs = [down for down, _ in factors]
     ups = [weight * up for weight, (_, up) in zip(weights, factors, strict=True)]
     return torch.cat(downs), torch.cat(ups, dim=1)
 
 
-def difference_energy(a: Factors, b: Factors, gram: Tensor) -> float:
+def difference_energy(a: LowRankPair, b: LowRankPair, gram: Tensor) -> float:
     """|| (a - b) X ||_F^2 = tr((a - b) G (a - b)^T), without forming a (d_out, d_in) matrix."""
     down = torch.cat([a[0], b[0]])  # (r, d_in)
     up = torch.cat([a[1], -b[1]], dim=1)  # (d_out, r)
     return max(0.0, ((up.T @ up) * (down @ gram @ down.T)).sum().item())
 
 
-def energy(factors: Factors, gram: Tensor) -> float:
+def energy(factors: LowRankPair, gram: Tensor) -> float:
     """|| dW X ||_F^2: what an update does to the recorded inputs."""
     return difference_energy(factors, no_update(factors[0].shape[1], factors[1].shape[0]), gram)
 
 
-def loss(update: Factors, factors: list[Factors], grams: Sequence[Tensor], weights: Tensor) -> float:
+def loss(update: LowRankPair, factors: list[LowRankPair], grams: Sequence[Tensor], weights: Tensor) -> float:
     """The paper's objective for one layer at W0 + update, from the Grams alone."""
     terms = [difference_energy(update, own, gram) for own, gram in zip(factors, grams, strict=True)]
     return float(sum(weight * term for weight, term in zip(weights.tolist(), terms, strict=True)))
@@ -156,18 +156,18 @@ def normal_equations(
     )
 
 
-def row_span(factors: list[Factors]) -> Tensor:
+def row_span(factors: list[LowRankPair]) -> Tensor:
     """An orthonormal basis (R, d_in) of the directions that any down_i reads, R <= sum r_i."""
     _, values, rows = torch.linalg.svd(torch.cat([down for down, _ in factors]), full_matrices=False)
     return rows[values > len(rows) * torch.finfo(values.dtype).eps * values.max()] if len(values) else rows
 
 
-def within(rows: Tensor, factors: list[Factors], grams: Sequence[Tensor]) -> tuple[list[Factors], list[Tensor]]:
+def within(rows: Tensor, factors: list[LowRankPair], grams: Sequence[Tensor]) -> tuple[list[LowRankPair], list[Tensor]]:
     """The same problem with U limited to U = Y rows: every input x is only seen as rows x, (R,) numbers."""
     return [(down @ rows.T, up) for down, up in factors], [rows @ gram @ rows.T for gram in grams]
 
 
-def closed_form(normal: Normal, factors: list[Factors], towards: str = "average") -> Factors:
+def closed_form(normal: Normal, factors: list[LowRankPair], towards: str = "average") -> LowRankPair:
     """U* of one layer, exactly and already factored: down_i -> down_i (w_i G_i (G + lam I)^-1 + [average] a_i rest).
 
     `towards` says what the ridge shrinks to, and what is done where nothing was recorded: "average" or "base".
@@ -181,7 +181,7 @@ def closed_form(normal: Normal, factors: list[Factors], towards: str = "average"
     return torch.cat(downs), torch.cat([up for _, up in factors], dim=1)
 
 
-def lbfgs(normal: Normal, factors: list[Factors], towards: str = "base", iterations: int = 500) -> Factors:
+def lbfgs(normal: Normal, factors: list[LowRankPair], towards: str = "base", iterations: int = 500) -> LowRankPair:
     """The paper's solver: LBFGS on the same objective, see `fusion.minimise`; the best iterate is kept.
 
     It starts from W0 as the paper does, or from the average. It has no ridge: stopping early is its regulariser. Like
@@ -210,8 +210,8 @@ def lbfgs(normal: Normal, factors: list[Factors], towards: str = "base", iterati
 
 
 def constrained(
-    regular: Tensor, rows: list[Tensor], factors: list[Factors], ridge: float = 1e-4
-) -> tuple[Factors, float]:
+    regular: Tensor, rows: list[Tensor], factors: list[LowRankPair], ridge: float = 1e-4
+) -> tuple[LowRankPair, float]:
     """Custom Diffusion's merge of one layer: U with U c = dW_i c for every row c of rows[i], least else on `regular`.
 
     U = argmin tr(U G U^T) s.t. U C^T = V, so U = V (C G^-1 C^T)^-1 C G^-1: with V = [dW_1 C_1^T .. dW_n C_n^T] of rank

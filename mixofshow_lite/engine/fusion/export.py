@@ -22,11 +22,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ...files import lora_writing
-from ...files.concept import Factors
+from ...files.concept import LoRAFactors
 from ...model import DiffusionModel
 
 
-def fused_factors(model: DiffusionModel) -> dict[str, Factors]:
+def fused_factors(model: DiffusionModel) -> dict[str, LoRAFactors]:
     """The fused update, network -> module -> (down (r, d_in), up (d_out, r)); ValueError on a model not fused."""
     factors = getattr(model.report, "factors", None)
     if factors is None:

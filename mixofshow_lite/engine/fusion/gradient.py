@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...files.concept import Concept, Factors
+from ...files.concept import Concept, LoRAFactors
 from ...model import DiffusionModel
 from .. import lora
 from . import algebra
@@ -96,7 +96,7 @@ class Fusion:
         self.base, self.settings = base, settings.sized(len(self.concepts))
         self.contexts = {(c.name, stage): settings.contexts(c, stage) for c in self.concepts for stage in STAGES}
         self.worded = base.with_words(*concepts)
-        self.factors: dict[str, Factors] = {"text_encoder": {}, "unet": {}}
+        self.factors: dict[str, LoRAFactors] = {"text_encoder": {}, "unet": {}}
         self.layers: dict[str, list[LayerReport]] = {}  # stage -> reports
         recording = settings.recording() + base.fingerprint
         self.keys = {c.name: digest(c) + recording for c in self.concepts}
@@ -149,7 +149,7 @@ class Fusion:
             return record(fused, own, stage, names, prompts, self.settings)
         return joined([record(fused, own, stage, names, [p], self.settings, i) for i, p in enumerate(prompts)])
 
-    def before(self, stage: str) -> dict[str, Factors]:
+    def before(self, stage: str) -> dict[str, LoRAFactors]:
         """The fused factors of the stages before this one."""
         earlier = STAGES[: STAGES.index(stage)]
         names = {name for each in earlier for name in stage_layers(self.concepts, each)[1]}
@@ -228,13 +228,13 @@ def record(
 
 
 def solve_feed(
-    fed: dict[str, list[algebra.Factors]],
+    fed: dict[str, list[algebra.LowRankPair]],
     statistics: list[Statistics],
     key: str,
     number: int,
     weights: Tensor,
     settings: Settings,
-) -> dict[str, tuple[algebra.Factors, LayerReport]]:
+) -> dict[str, tuple[algebra.LowRankPair, LayerReport]]:
     """The fused update of all layers of one feed, and what each loses. They share one decomposition."""
     grams, n, prior = Column(statistics, key), len(weights), weights
     if settings.balance:
@@ -264,14 +264,16 @@ def solve_feed(
     return found
 
 
-def solve_layer(normal: algebra.Normal, own: list[algebra.Factors], settings: Settings, number: int) -> algebra.Factors:
+def solve_layer(
+    normal: algebra.Normal, own: list[algebra.LowRankPair], settings: Settings, number: int
+) -> algebra.LowRankPair:
     """One layer by the chosen solver."""
     if settings.solver == "closed_form":
         return algebra.closed_form(normal, own, settings.prior)
     return algebra.lbfgs(normal, own, settings.prior, settings.iterations[number])
 
 
-def balanced(weights: Tensor, layers: list[list[algebra.Factors]], grams: Sequence[Tensor]) -> Tensor:
+def balanced(weights: Tensor, layers: list[list[algebra.LowRankPair]], grams: Sequence[Tensor]) -> Tensor:
     """Weights (n,) that make every concept's loss relative to the energy of its update in these layers, sum 1.
 
     A concept without an update here counts as if it had the mean energy.
@@ -290,9 +292,9 @@ def balanced(weights: Tensor, layers: list[list[algebra.Factors]], grams: Sequen
 def layer_report(
     stage: str,
     name: str,
-    own: list[algebra.Factors],
+    own: list[algebra.LowRankPair],
     grams: Sequence[Tensor],
-    fused: algebra.Factors,
+    fused: algebra.LowRankPair,
     prior: Tensor,
     rows: tuple[int, ...],
     **solved: float,

@@ -8,7 +8,7 @@ the concept's own layer did on its own inputs, 1 when it does what the base did.
 import math
 from dataclasses import dataclass, field
 
-from ...files.concept import Factors
+from ...files.concept import LoRAFactors
 from .drift import Drift
 
 STAGES = ("text encoder", "keys and values", "spatial layers")
@@ -40,7 +40,7 @@ class FusionReport:
     concepts: tuple[str, ...]  # names, sorted
     settings: dict = field(default_factory=dict)  # as passed
     layers: list[LayerReport] = field(default_factory=list)  # empty for weight fusion, which records nothing
-    factors: dict[str, Factors] = field(
+    factors: dict[str, LoRAFactors] = field(
         default_factory=dict
     )  # "text_encoder" | "unet" -> module -> (down, up), float64, rotated: no concept's own, see algebra.compact
     drift: Drift | None = None  # of prompts without any concept, where asked for

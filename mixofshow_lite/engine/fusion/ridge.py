@@ -19,7 +19,7 @@ CANDIDATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # relative to
 def leave_one_out(
     statistics: Sequence[Statistics],
     key: str,
-    layers: Sequence[list[algebra.Factors]],
+    layers: Sequence[list[algebra.LowRankPair]],
     weights: Tensor,
     prior: Tensor,
     towards: str,
@@ -54,7 +54,9 @@ def split(statistics: Sequence[Statistics], key: str, fold: int) -> tuple[list[T
     return train, held
 
 
-def held_out(normal: algebra.Normal, factors: list[algebra.Factors], held: list[Tensor | None], towards: str) -> float:
+def held_out(
+    normal: algebra.Normal, factors: list[algebra.LowRankPair], held: list[Tensor | None], towards: str
+) -> float:
     """The weighted loss of one layer's solution on the prompts that were left out."""
     update = algebra.closed_form(normal, factors, towards)
     terms = zip(normal.weights.tolist(), factors, held, strict=True)

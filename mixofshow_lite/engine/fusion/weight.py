@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...files.concept import Concept, Factors
+from ...files.concept import Concept, LoRAFactors
 from ...files.fits import check_is_concept
 from ...model import DiffusionModel
 from .. import lora
@@ -42,7 +42,9 @@ def weight_fusion(
     return fused
 
 
-def averaged(base: DiffusionModel, concepts: Sequence[Concept], net: str, names: Sequence[str], w: Tensor) -> Factors:
+def averaged(
+    base: DiffusionModel, concepts: Sequence[Concept], net: str, names: Sequence[str], w: Tensor
+) -> LoRAFactors:
     """Eq. 2 in the named layers of a network."""
     return {n: algebra.compact(algebra.average(layer_factors(base, concepts, net, n), w)) for n in names}
 
@@ -82,7 +84,7 @@ def updated_layers(concepts: Sequence[Concept], net: str) -> list[str]:
     return sorted(names, key=lambda name: [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in name.split(".")])
 
 
-def layer_factors(base: DiffusionModel, concepts: Sequence[Concept], net: str, name: str) -> list[algebra.Factors]:
+def layer_factors(base: DiffusionModel, concepts: Sequence[Concept], net: str, name: str) -> list[algebra.LowRankPair]:
     """One layer's update of every concept in float64, the scale inside `up`; rank 0 where a concept has none."""
     d_out, d_in = lora.adaptable(getattr(base, net))[name].weight.shape[:2]
     found = []
@@ -93,7 +95,7 @@ def layer_factors(base: DiffusionModel, concepts: Sequence[Concept], net: str, n
     return found
 
 
-def with_factors(model: DiffusionModel, factors: dict[str, Factors]) -> DiffusionModel:
+def with_factors(model: DiffusionModel, factors: dict[str, LoRAFactors]) -> DiffusionModel:
     """A copy of the model with W + up @ down in every named layer; all other weights are shared."""
     model = model.copy()
     for net, layers in factors.items():
