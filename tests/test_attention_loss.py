@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mixofshow_lite.attention import cross_attention, outside_attention
-from mixofshow_lite.engine.attention_loss import watched
+from mixofshow_lite.engine.attention_loss import captured_attention
 from mixofshow_lite.engine.layerwise import LayerAttention
-from mixofshow_lite.engine.wording import Reader
+from mixofshow_lite.engine.wording import PromptEncoder
 from mixofshow_lite.files.concept import bind
 from mixofshow_lite.prompts import word_places
 
@@ -64,7 +64,7 @@ def test_the_penalty_by_hand(scene):
     model, z, context, slots, inside = scene
     with torch.no_grad():
         plain = model.unet(z, 500, context).sample
-        with watched(model.unet, word_places(slots, 2)) as maps:
+        with captured_attention(model.unet, word_places(slots, 2)) as maps:
             seen = model.unet(z, 500, context).sample
     assert torch.allclose(seen, plain, atol=1e-5)
     assert all(type(m.processor) is LayerAttention for m in cross_attention(model.unet).values())
@@ -89,13 +89,13 @@ def test_following_the_gradient_turns_the_words_to_the_mask(scene, concept):
     """Only the rows are moved, only by the penalty: it falls."""
     model, z, _, slots, inside = scene
     rows = {word: torch.nn.Parameter(concept.embeddings[word].clone()) for word in concept.words}
-    reader = Reader(model, PROMPTS, rows, text_tuned=False)
+    encoder = PromptEncoder(model, PROMPTS, rows, text_tuned=False)
     entries = torch.arange(2)
     optimizer = torch.optim.Adam(rows.values(), lr=0.02)
     penalties = []
     for _ in range(6):
-        with watched(model.unet, reader.finder(entries)) as maps:
-            model.unet(z[:2], 500, reader(entries))
+        with captured_attention(model.unet, encoder.token_mask(entries)) as maps:
+            model.unet(z[:2], 500, encoder(entries))
         penalty = outside_attention(maps, inside[:2]).sum()
         optimizer.zero_grad()
         penalty.backward()

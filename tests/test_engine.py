@@ -136,7 +136,7 @@ def test_maps_for_the_attention_regularisation(model, tiny_base):
         with attention.stored_attention(slow.unet) as store:
             slow.unet(pictures.latents, 500, context)
         ours = tuning.word_attention(slow, store.maps(), pictures.prompts, slow.words)
-        with attention_loss.watched(fast.unet, prompts.word_places(slots, 2)) as theirs:
+        with attention_loss.captured_attention(fast.unet, prompts.word_places(slots, 2)) as theirs:
             fast.unet(pictures.latents, 500, context)
     assert len(ours) == len(theirs) and all(close(a, b) for a, b in zip(ours, theirs, strict=True))
 

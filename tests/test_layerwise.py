@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mixofshow_lite.engine import layerwise
-from mixofshow_lite.engine.layerwise import QuickAttention, beginnings, encode
+from mixofshow_lite.engine.layerwise import QuickAttention, encode, prefix_tree
 from mixofshow_lite.engine.lora import core
 from mixofshow_lite.files.concept import bind
 
@@ -37,7 +37,7 @@ def test_one_row_for_every_distinct_beginning(tiny_base):
     """Counted a second way: the set of all prefixes, in which a concept word carries its layer."""
     bound = bind(tiny_base.tokenizer, PROMPTS, WORDS)
     copies = [16, 16, 1, 16]
-    tree = beginnings(bound, copies)
+    tree = prefix_tree(bound, copies)
     wanted, s = {}, 0
     for ids, slots, K in zip(bound.ids.tolist(), bound.slots.tolist(), copies, strict=True):
         for layer in range(K):
@@ -46,10 +46,10 @@ def test_one_row_for_every_distinct_beginning(tiny_base):
                 row = tree.places[s, n].item()
                 assert wanted.setdefault(tuple(tokens[: n + 1]), row) == row
                 assert (tree.ids[row], tree.slots[row], tree.layers[row]) == tokens[n]
-                assert tree.owner[row] % 16 == n
+                assert tree.first_place[row] % 16 == n
             s += 1
     assert len(set(wanted.values())) == len(wanted) == len(tree.ids)
-    assert (tree.places.flatten()[tree.owner] == torch.arange(len(tree.ids))).all()
+    assert (tree.places.flatten()[tree.first_place] == torch.arange(len(tree.ids))).all()
     assert len(tree.ids) < 49 * 16 - 2 * 16 * 4  # "<start> a photo of a" is there once, not 33 times
 
 
@@ -77,10 +77,10 @@ def test_the_first_layer_projects_what_has_not_met_its_context_once(tiny_base):
         model.text_encoder.train(training)
         context = torch.stack(encode(model.text_encoder, bound, table, 16, share=share))
         gradients.append(torch.autograd.grad((context * weights).sum(), parameters))
-        rows = len(beginnings(bound, [16, 16]).ids) if share else 32
+        rows = len(prefix_tree(bound, [16, 16]).ids) if share else 32
         first = len(alone) if share and not training else rows
         assert seen == [first] * 3 + [rows] * (len(seen) - 3) and len(seen) == len(projections)
-    assert len(alone) < len(beginnings(bound, [16, 16]).ids) / 3
+    assert len(alone) < len(prefix_tree(bound, [16, 16]).ids) / 3
     for found in gradients[:2]:
         assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(found, gradients[2], strict=True))
 
@@ -102,6 +102,6 @@ def test_attention_is_written_out_on_a_cpu_with_gradients_only(tiny_base, monkey
     model.unet(z, 500, context)
     with torch.no_grad(), pytest.raises(RuntimeError, match="fused"):
         model.unet(z, 500, context)
-    monkeypatch.setattr(layerwise, "PLAIN", 16)  # probabilities that would not fit
+    monkeypatch.setattr(layerwise, "LARGEST_WRITTEN_OUT", 16)  # probabilities that would not fit
     with pytest.raises(RuntimeError, match="fused"):
         model.unet(z, 500, context)

@@ -168,15 +168,15 @@ def test_the_loop_minimises_equation_1_on_what_it_saves(tiny_base, data):
 
 def test_quick_gelu_is_the_text_encoders_own_function_on_a_copy_alone(tiny_base):
     model = tiny_base.copy()
-    wording.quicken(model.text_encoder)
+    wording.use_fast_gelu(model.text_encoder)
     x = torch.linspace(-6, 6, 41, dtype=torch.float64, requires_grad=True)
     for layer, plain in zip(*(core(m.text_encoder).encoder.layers for m in (model, tiny_base)), strict=True):
         quick_one, own = layer.mlp.activation_fn, plain.mlp.activation_fn
-        assert type(quick_one) is wording.QuickActivation and type(own) is QuickGELUActivation
+        assert type(quick_one) is wording.FastActivation and type(own) is QuickGELUActivation
         assert torch.allclose(quick_one(x), own(x), atol=1e-12)
         assert torch.autograd.gradcheck(quick_one, x)
         layer.mlp.activation_fn = torch.nn.GELU()
-    wording.quicken(model.text_encoder)  # an encoder with another activation keeps it
+    wording.use_fast_gelu(model.text_encoder)  # an encoder with another activation keeps it
     assert all(type(layer.mlp.activation_fn) is torch.nn.GELU for layer in core(model.text_encoder).encoder.layers)
 
 
@@ -502,7 +502,7 @@ def test_bfloat16_and_back(tiny_base, data):
 def test_shares_of_a_batch():
     for n, parts, processes in ((6, 1, 1), (6, 4, 2), (2, 3, 3), (1, 1, 2)):
         accelerators = [SimpleNamespace(process_index=i, num_processes=processes) for i in range(processes)]
-        cut = [parallel.shares(n, parts, accelerator) for accelerator in accelerators]
+        cut = [parallel.parts_of_batch(n, parts, accelerator) for accelerator in accelerators]
         assert sorted(torch.cat([part for of_one in cut for part in of_one]).tolist()) == list(range(n))
         assert all(len(of_one) <= parts and all(len(part) for part in of_one) for of_one in cut)
 
@@ -518,9 +518,9 @@ def test_prompts_are_read_once_and_the_untuned_ones_once_for_all(tiny_base, data
     entries = torch.tensor([2, 0, 3, 1, 0])
     for tuned, wanted in ((True, [3, 3]), (False, [1, 2, 2])):
         calls.clear()
-        reader = wording.Reader(tiny_base, prompts, rows, tuned)
-        context = reader(entries)
-        reader(entries)
+        encoder = wording.PromptEncoder(tiny_base, prompts, rows, tuned)
+        context = encoder(entries)
+        encoder(entries)
         assert calls == wanted
         plain = tiny_base.context([prompts[i] for i in entries], {w: row.data for w, row in rows.items()})
         assert torch.allclose(context, plain, atol=1e-4)

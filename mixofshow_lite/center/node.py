@@ -34,7 +34,7 @@ import torch
 
 from ..engine.arguments import as_path, is_number, shown
 from ..engine.fusion import algebra
-from ..engine.fusion.gradient import CONTEXT, PLAIN, SPATIAL, gradient_fusion, state
+from ..engine.fusion.gradient import CONTEXT, NO_CONCEPT, SPATIAL, gradient_fusion, state
 from ..engine.fusion.memory import Memory, digest, file_name
 from ..engine.fusion.report import FusionReport
 from ..engine.fusion.settings import Settings
@@ -122,7 +122,7 @@ class CenterNode:
 
     def stale(self) -> list[str]:
         """Members whose spatial layers were recorded among other members, weights or settings than now."""
-        return [name for name in self._stale() if name != PLAIN]
+        return [name for name in self._stale() if name != NO_CONCEPT]
 
     def approximation(self, progress: bool = True) -> Approximation:
         """How far `fuse()` is from `fuse(exact=True)` now. Samples stale members again, but keeps nothing of that."""
@@ -186,7 +186,7 @@ class CenterNode:
         )
 
     def _stale(self) -> list[str]:
-        """Names as `stale`, and PLAIN for the prompts without concepts."""
+        """Names as `stale`, and NO_CONCEPT for the prompts without concepts."""
         if not self.members:
             return []
         concepts, w = check(self.base, list(self.members.values()), list(self.weights.values()))
@@ -225,7 +225,7 @@ class CenterNode:
         for path in (self.folder / "concepts").iterdir():
             if path.name not in named:
                 shutil.rmtree(path, ignore_errors=True)
-        for name in {name for name, _ in self.memory.kept} - set(self.members) - {PLAIN}:
+        for name in {name for name, _ in self.memory.kept} - set(self.members) - {NO_CONCEPT}:
             self.memory.forget(concept=name)
         for path in [*(self.folder / "statistics").glob("*.part"), *self.folder.glob("*.part")]:
             path.unlink(missing_ok=True)

@@ -3,9 +3,9 @@
 What is computed from the maps is `attention.outside_attention`; here is where they come from, and one more term. With
 the full identity the last word, which started as the class, has to fill the mask: the mean square of map minus mask.
 
-    here      shape
-    finder    (B, W, N)      one-hot: where each of W concept words stands in the prompt (its mean, if it stands twice)
-    maps      (B, W, T)      attention of T pixels to each word
+    here         shape
+    token_mask   (B, W, N)   one-hot: where each of W concept words stands in the prompt (its mean, if it stands twice)
+    maps         (B, W, T)   attention of T pixels to each word
 
 Only the concept words' probabilities are kept, T x W instead of T x N, but the softmax needs all N scores: attention is
 written out (not fused) in the cross-attention layers while this is on. It is in the official code's main branch only.
@@ -25,12 +25,12 @@ from ..attention import cross_attention, layer_size, swapped
 from .layerwise import LayerAttention
 
 
-class WatchedAttention(LayerAttention):
+class CapturingAttention(LayerAttention):
     """Cross-attention of one layer that also hands the concept words' attention maps to `maps`."""
 
-    def __init__(self, plain: LayerAttention, finder: Tensor, maps: list[Tensor]):
+    def __init__(self, plain: LayerAttention, token_mask: Tensor, maps: list[Tensor]):
         super().__init__(plain.layer, plain.layers, plain.tokens)
-        self.finder, self.maps = finder, maps
+        self.token_mask, self.maps = token_mask, maps
 
     def __call__(self, attn: Attention, hidden_states, encoder_hidden_states=None, *args, **kwargs):
         context = self.own_slice(encoder_hidden_states)  # (B, N, D)
@@ -38,19 +38,19 @@ class WatchedAttention(LayerAttention):
         query, key, value = (attn.head_to_batch_dim(part) for part in parts)  # (B * heads, T or N, d)
         p = attn.get_attention_scores(query, key)  # (B * heads, T, N)
         heads = p.unflatten(0, (-1, attn.heads)).float()
-        self.maps.append(torch.einsum("bhtn,bwn->bwt", heads, self.finder) / attn.heads)
+        self.maps.append(torch.einsum("bhtn,bwn->bwt", heads, self.token_mask) / attn.heads)
         return attn.to_out[0](attn.batch_to_head_dim(p @ value))
 
 
 @contextmanager
-def watched(unet: nn.Module, finder: Tensor) -> Iterator[list[Tensor]]:
+def captured_attention(unet: nn.Module, token_mask: Tensor) -> Iterator[list[Tensor]]:
     """While on, each pass of the U-Net appends L maps (B, W, T) to the list that this gives.
 
     Take the backward pass inside too if the U-Net recomputes itself in it (gradient checkpointing).
     """
     maps: list[Tensor] = []
     plain = [module.processor for module in cross_attention(unet).values()]
-    with swapped(unet, lambda layer: WatchedAttention(plain[layer], finder, maps)):
+    with swapped(unet, lambda layer: CapturingAttention(plain[layer], token_mask, maps)):
         yield maps
 
 

@@ -39,7 +39,7 @@ TEMPLATES = {
     kind: [f"{opening} {article} " for opening, articles in table.items() for article in articles.split("|")]
     for kind, table in (("object", OBJECT), ("human", HUMAN))
 }
-PLAIN = re.compile(r"^(a |the )?photo of (a |the )?")  # says nothing: a template may take its place
+PHOTO_OF = re.compile(r"^(a |the )?photo of (a |the )?")  # says nothing: a template may take its place
 
 
 def reworded(caption: str, phrase: str, recipe: Recipe, generator: torch.Generator) -> str:
@@ -53,7 +53,7 @@ def reworded(caption: str, phrase: str, recipe: Recipe, generator: torch.Generat
     if recipe.templates is not None:
         templates = TEMPLATES[recipe.templates]
         chosen = templates[torch.randint(len(templates), (), generator=generator)]
-        bare = PLAIN.sub("", caption)
+        bare = PHOTO_OF.sub("", caption)
         if bare.startswith(phrase):
             caption = chosen + bare
     return caption

@@ -12,7 +12,7 @@ their common beginnings. `encode(..., share=True)` computes each distinct beginn
 differs from layer to layer, the padding too, and the U-Net attends to all N places: that work cannot be shared.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,17 +28,17 @@ from ..files.concept import Bound
 from ..files.warn import warn
 from .lora import core
 
-BEGINNINGS = "mixofshow_beginnings"  # the name under which transformers finds `attend_to_beginnings`
-PLAIN = 1024 * 1024  # largest T * N for which plain attention's (T, N) probabilities are kept for a backward pass
+PREFIX_ATTENTION = "mixofshow_prefixes"  # the name under which transformers finds `attend_over_prefixes`
+LARGEST_WRITTEN_OUT = 2**20  # largest T * N for which attention's (T, N) probabilities are kept for a backward pass
 
 
-def plainly(query_length: int, key_length: int, device: torch.device) -> bool:
+def faster_written_out(query_length: int, key_length: int, device: torch.device) -> bool:
     """Whether softmax(QK)V is better written out: on a CPU, where the fused kernel's backward pass is the slower one.
 
     Measured on the pocket U-Net, forward and backward: 0.75 s written out, 1.04 s fused. Without gradients, on a GPU,
     and where the probabilities would fill the memory, the fused kernel is used.
     """
-    return device.type == "cpu" and torch.is_grad_enabled() and query_length * key_length <= PLAIN
+    return device.type == "cpu" and torch.is_grad_enabled() and query_length * key_length <= LARGEST_WRITTEN_OUT
 
 
 class QuickAttention(AttnProcessor2_0):
@@ -49,7 +49,7 @@ class QuickAttention(AttnProcessor2_0):
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
         T = hidden_states.shape[1]
         N = T if encoder_hidden_states is None else encoder_hidden_states.shape[1]
-        attend = self.written_out if plainly(T, N, hidden_states.device) else super().__call__
+        attend = self.written_out if faster_written_out(T, N, hidden_states.device) else super().__call__
         return attend(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
 
 
@@ -193,50 +193,50 @@ def word_rows(text_encoder: nn.Module, slots: Tensor, layer: Tensor, table: Tens
 
 
 @dataclass
-class Beginnings:
+class PrefixTree:
     """The distinct beginnings of S sequences, one row each: the last token of a beginning, and where it is needed."""
 
     places: Tensor  # (S, N) the row of the beginning that ends at each place
-    owner: Tensor  # (rows,) one place s * N + n where the row is needed
+    first_place: Tensor  # (rows,) one place s * N + n where the row is needed
     ids: Tensor  # (rows,) token id
     slots: Tensor  # (rows,) concept word, or -1
     layers: Tensor  # (rows,) which of the word's K rows
 
 
-def beginnings(bound: Bound, copies: list[int]) -> Beginnings:
+def prefix_tree(bound: Bound, copies: list[int]) -> PrefixTree:
     """Sort the layer prompts of bound prompts into a tree of beginnings; copies[b] is how many prompt b becomes."""
     known: dict[tuple, int] = {}  # (row of the beginning one token shorter, id, slot, layer) -> row
-    owner: list[int] = []
+    first_place: list[int] = []
     places: list[int] = []
     for ids, slots, K in zip(bound.ids.tolist(), bound.slots.tolist(), copies, strict=True):
         for layer in range(K):
             row = -1
             for token, slot in zip(ids, slots, strict=True):
                 row = known.setdefault((row, token, slot, layer if slot >= 0 else 0), len(known))
-                if row == len(owner):
-                    owner.append(len(places))
+                if row == len(first_place):
+                    first_place.append(len(places))
                 places.append(row)
     _, ids, slots, layers = torch.tensor(list(known)).unbind(1)
-    return Beginnings(torch.tensor(places).view(sum(copies), -1), torch.tensor(owner), ids, slots, layers)
+    return PrefixTree(torch.tensor(places).view(sum(copies), -1), torch.tensor(first_place), ids, slots, layers)
 
 
 def encode_shared(text_encoder: nn.Module, bound: Bound, table: Tensor | None, copies: list[int]) -> Tensor:
     """As `encode_all`, (S, N, D), computing each distinct beginning once.
 
     All rows go through the encoder as a batch of one-token prompts, each at its own position; only in attention does a
-    row meet the ones before it, see `attend_to_beginnings`.
+    row meet the ones before it, see `attend_over_prefixes`.
     """
-    tree, N, device = beginnings(bound, copies), bound.ids.shape[1], text_encoder.device
-    places, owner, ids, slots, layers = (
-        x.to(device) for x in (tree.places, tree.owner, tree.ids, tree.slots, tree.layers)
+    tree, N, device = prefix_tree(bound, copies), bound.ids.shape[1], text_encoder.device
+    places, first_place, ids, slots, layers = (
+        x.to(device) for x in (tree.places, tree.first_place, tree.ids, tree.slots, tree.layers)
     )
     before = text_encoder.config._attn_implementation  # there is no public way to read what the next line sets
-    text_encoder.set_attn_implementation(BEGINNINGS)
-    alone = torch.stack([tree.ids, tree.slots, tree.layers, tree.owner % N])  # (4, rows) all that layer 0 sees of a row
+    text_encoder.set_attn_implementation(PREFIX_ATTENTION)
+    seen = (tree.ids, tree.slots, tree.layers, tree.first_place % N)  # all that layer 0 sees of a row
     try:
-        with word_rows(text_encoder, slots[:, None], layers[:, None], table), once(text_encoder, alone):
+        with word_rows(text_encoder, slots[:, None], layers[:, None], table), first_layer_once(text_encoder, seen):
             features = text_encoder(
-                ids[:, None], position_ids=(owner % N)[:, None], places=places, owner=owner
+                ids[:, None], position_ids=(first_place % N)[:, None], places=places, first_place=first_place
             ).last_hidden_state  # (rows, 1, D)
     finally:
         text_encoder.set_attn_implementation(before)
@@ -244,15 +244,15 @@ def encode_shared(text_encoder: nn.Module, bound: Bound, table: Tensor | None, c
 
 
 @contextmanager
-def once(text_encoder: nn.Module, alone: Tensor) -> Iterator[None]:
-    """While on, the first layer's queries, keys and values are computed once for rows with equal columns of `alone`,
-    (numbers, rows) on the CPU.
+def first_layer_once(text_encoder: nn.Module, seen: Sequence[Tensor]) -> Iterator[None]:
+    """While on, the first layer's queries, keys and values are computed once for rows that are equal in all of `seen`,
+    each (rows,) on the CPU.
 
     Layer 0 sees only token and position, so its queries, keys and values are identical across the L prompts for almost
     every token. Left out in training mode, where the encoder may recompute itself in the backward pass, after this is
     over (see `tuning.attach`).
     """
-    _, same = alone.unique(dim=1, return_inverse=True)  # (rows,) which of the distinct columns
+    _, same = torch.stack([*seen]).unique(dim=1, return_inverse=True)  # (rows,) which of the distinct columns
     first = same.new_empty(int(same.max()) + 1).scatter_(0, same, torch.arange(len(same)))  # a row of each column
     same, first = same.to(text_encoder.device), first.to(text_encoder.device)
     attention = core(text_encoder).encoder.layers[0].self_attn
@@ -268,19 +268,19 @@ def once(text_encoder: nn.Module, alone: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-def attend_to_beginnings(
-    module, query: Tensor, key: Tensor, value: Tensor, mask, scaling: float, places: Tensor, owner: Tensor, **_
+def attend_over_prefixes(
+    module, query: Tensor, key: Tensor, value: Tensor, mask, scaling: float, places: Tensor, first_place: Tensor, **_
 ) -> tuple[Tensor, None]:
     """Causal attention of rows (rows, heads, 1, d) laid out as sequences by `places`; returns (rows, 1, heads, d)."""
     S, N = places.shape
     laid_out = (x[:, :, 0].index_select(0, places.flatten()).unflatten(0, (S, N)) for x in (query, key, value))
     query, key, value = (x.transpose(1, 2) for x in laid_out)  # (S, heads, N, d)
-    if plainly(N, N, query.device):
+    if faster_written_out(N, N, query.device):
         future = torch.full((N, N), -torch.inf, device=query.device, dtype=query.dtype).triu(1)
         out = (query @ key.mT * scaling + future).softmax(dim=-1) @ value
     else:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, owner)[:, None], None
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, first_place)[:, None], None
 
 
-AttentionInterface.register(BEGINNINGS, attend_to_beginnings)
+AttentionInterface.register(PREFIX_ATTENTION, attend_over_prefixes)

@@ -54,13 +54,13 @@ def processes_for(base: DiffusionModel) -> PartialState:
     return processes
 
 
-def shares(n: int, accumulate: int, processes: PartialState) -> list[Tensor]:
+def parts_of_batch(n: int, accumulate: int, processes: PartialState) -> list[Tensor]:
     """Which of a batch's n pictures this process works on, in at most `accumulate` parts."""
     mine = torch.arange(n)[processes.process_index :: processes.num_processes]
     return [part for part in mine.chunk(accumulate) if len(part)]
 
 
-def add_up(processes: PartialState, tuned: list[Tensor], loss: Tensor) -> float:
+def sum_over_processes(processes: PartialState, tuned: list[Tensor], loss: Tensor) -> float:
     """Sum gradients and loss over the processes, in place; each has worked on its share of the pictures."""
     if processes.num_processes > 1:
         grads = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tuned]

@@ -31,14 +31,14 @@ from ..model import DiffusionModel, denoising_loss
 from ..tuning import freezing_norm
 from . import finite, lora
 from .arguments import SEEDS, as_path, check_callback, check_switch, check_whole, is_whole, shown
-from .attention_loss import outside_attention, watched
+from .attention_loss import captured_attention, outside_attention
 from .checkpoint import Checkpoint, prior_file
 from .fusion.grams import CONTEXT_LINEAR
-from .layerwise import BEGINNINGS
-from .parallel import Precision, add_up, processes_for, shares
+from .layerwise import PREFIX_ATTENTION
+from .parallel import Precision, parts_of_batch, processes_for, sum_over_processes
 from .recipes import RECIPES, SD15, Recipe, recipe_for
 from .views import Views, add_prior, prepare
-from .wording import Reader, check_starts, density_loss, init_rows, quicken
+from .wording import PromptEncoder, check_starts, density_loss, init_rows, use_fast_gelu
 
 LONGEST_NAME = 100  # characters of a concept's name, which becomes a folder and, with a number, a word
 
@@ -114,7 +114,7 @@ class Run:
     model: DiffusionModel  # a copy of the base that holds the recipe's LoRAs
     rows: dict[str, Tensor]  # word -> (1, D) or (L, D)
     views: Views
-    reader: Reader
+    encoder: PromptEncoder
     generator: torch.Generator  # of all that is drawn at a step
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
@@ -146,21 +146,21 @@ def start(
     precision, processes = Precision(base, mixed_precision), processes_for(base)
     first = processes.is_main_process
     model = base.copy()
-    quicken(model.text_encoder)
+    use_fast_gelu(model.text_encoder)
     rows = init_rows(base, recipe, names["words"], names["class_word"], seed)
     attach(model, recipe, seed, gradient_checkpointing)
     views = prepare(base, data, recipe, names["phrase"], seed)
     if recipe.prior:
         file = prior_file(checkpoint) if checkpoint and first else None
         views = add_prior(views, base, names["class_word"], recipe.prior, seed, file, progress)
-    reader = Reader(model, views.prompts, rows, recipe.text_lora)
+    encoder = PromptEncoder(model, views.prompts, rows, recipe.text_lora)
     generator = torch.Generator().manual_seed(seed)
     optimizer = make_optimizer(model, rows, recipe)
     schedule = make_schedule(optimizer, recipe, steps)
     key = f"{asdict(recipe)} {names['phrase']} {seed} {steps} {base.fingerprint} {data.digest()}"
     parts = {"schedule": schedule, "scaler": precision.scaler, "generator": generator}
     state = Checkpoint(checkpoint, key, optimizer, keep=first, waits=processes.num_processes == 1, **parts)
-    work = (model, rows, views, reader, generator, optimizer, schedule, state)
+    work = (model, rows, views, encoder, generator, optimizer, schedule, state)
     return Run(base, recipe, names, steps, precision, processes, *work)
 
 
@@ -178,7 +178,7 @@ def tuning_steps(run: Run, accumulate: int = 1) -> Iterator[dict]:
         loss = backward_batch(run, accumulate)
         if recipe.density > 0 and run.first:  # once a step, whatever parts it is worked in
             loss += backward_density(run.precision, run.base, rows, recipe)
-        loss = watch(step, add_up(run.processes, tuned, loss))
+        loss = watch(step, sum_over_processes(run.processes, tuned, loss))
         norm = torch.cat(list(rows.values())).norm(dim=1).mean().item()
         if norm >= limit:
             freeze(rows)
@@ -198,11 +198,14 @@ def backward_batch(run: Run, accumulate: int) -> Tensor:
     weight = picture_weights(recipe).to(run.base.device)
     regularised = recipe.attention > 0 and views.masked
     loss = torch.zeros((), device=run.base.device)
-    for part in shares(len(pick), accumulate, run.processes):
+    for part in parts_of_batch(len(pick), accumulate, run.processes):
         some = pick[part]
-        with watched(run.model.unet, run.reader.finder(some)) if regularised else nullcontext([]) as maps:
+        capture = nullcontext([])
+        if regularised:
+            capture = captured_attention(run.model.unet, run.encoder.token_mask(some))
+        with capture as maps:
             with run.precision.autocast():
-                drawn = (latents[part], run.reader(some), noise[part], t[part], views.counted[some])
+                drawn = (latents[part], run.encoder(some), noise[part], t[part], views.counted[some])
                 losses = denoising_loss(run.model, *drawn, each=True)
                 if regularised:
                     penalty = outside_attention(maps, views.inside[some], recipe.full_identity)
@@ -330,7 +333,8 @@ def attach(model: DiffusionModel, recipe: Recipe, seed: int, gradient_checkpoint
         enable = getattr(model.text_encoder, "activation_checkpointing_enable", None)  # since transformers 5.23
         (enable or model.text_encoder.gradient_checkpointing_enable)({"use_reentrant": False})
         model.text_encoder.train()  # transformers recomputes in training mode only; CLIP has no dropout
-        model.text_encoder.set_attn_implementation(BEGINNINGS)  # also while it recomputes, after `encode` has returned
+        # Also while it recomputes, after `encode` has returned.
+        model.text_encoder.set_attn_implementation(PREFIX_ATTENTION)
 
 
 def picture_weights(recipe: Recipe) -> Tensor:

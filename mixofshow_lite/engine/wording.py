@@ -75,7 +75,7 @@ def density(row: Tensor, table: Tensor, bandwidth: float) -> Tensor:
     return kernel.mean(dim=0).sum()
 
 
-class QuickGELU(torch.autograd.Function):
+class FastGELU(torch.autograd.Function):
     """x * sigmoid(1.702 x), CLIP's activation, as silu(1.702 x) / 1.702, which has a kernel of its own each way."""
 
     @staticmethod
@@ -90,21 +90,21 @@ class QuickGELU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad, *ctx.saved_tensors)
 
 
-class QuickActivation(QuickGELUActivation):
+class FastActivation(QuickGELUActivation):
     """transformers' quick_gelu by the function above: half its time on a CPU, forward and backward."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return QuickGELU.apply(x)
+        return FastGELU.apply(x)
 
 
-def quicken(text_encoder: nn.Module) -> None:
-    """Put a QuickActivation in the place of each quick_gelu (in place; give it a copy)."""
+def use_fast_gelu(text_encoder: nn.Module) -> None:
+    """Put a FastActivation in the place of each quick_gelu (in place; give it a copy)."""
     for layer in core(text_encoder).encoder.layers:
         if type(layer.mlp.activation_fn) is QuickGELUActivation:
-            layer.mlp.activation_fn = QuickActivation()
+            layer.mlp.activation_fn = FastActivation()
 
 
-class Reader:
+class PromptEncoder:
     """psi(P) of a run's prompts: a distinct one is encoded once a step, or once a run if nothing tuned reaches it."""
 
     def __init__(self, model: DiffusionModel, prompts: list[str], rows: dict[str, Tensor], text_tuned: bool):
@@ -134,6 +134,6 @@ class Reader:
         found = self.fixed | self.encoded([n for n in dict.fromkeys(numbers) if n not in self.fixed])
         return torch.stack([found[n] for n in numbers])
 
-    def finder(self, entries: Tensor) -> Tensor:
+    def token_mask(self, entries: Tensor) -> Tensor:
         """Where the concept's words stand in their prompts, (b, W, N), see `prompts.word_places`."""
         return word_places(self.bound.slots[self.number[entries]], len(self.rows)).to(self.model.device)

@@ -44,7 +44,7 @@ OPTIONS: dict[str, dict] = {
 }
 HELD_OUT = ("a {} on the moon", "a {} in the desert at sunset")
 SEED = 300
-PLAIN = DRIFT_PROMPTS[:2]  # of the drift
+DRAWN_FOR_DRIFT = DRIFT_PROMPTS[:2]  # of the drift
 
 
 def fusion_sweep(
@@ -96,7 +96,7 @@ def fuse(base: DiffusionModel, concepts: list, way: str, settings: Mapping) -> t
         fused = weight_fusion(base, concepts)
     else:
         fused = gradient_fusion(base, concepts, progress=False, **settings)
-    return fused, drift(base, fused, PLAIN, seeds=(0, 1), progress=False).share
+    return fused, drift(base, fused, DRAWN_FOR_DRIFT, seeds=(0, 1), progress=False).share
 
 
 def draw(model: DiffusionModel, phrase: str, prompts: Sequence[str], n: int) -> list:

@@ -43,7 +43,7 @@ from .study import Study, difference, tuned
 
 SIZES = (3, 8)
 AVERAGED = "averaging"
-PLAIN = DRIFT_PROMPTS[:2]
+DRAWN_FOR_DRIFT = DRIFT_PROMPTS[:2]
 PLACE = "on the beach"  # of the pictures of two
 NUMBERS = ("identity", "kept", "identified", "marks", "together", "drift", "seconds", "a picture", "memory")
 Marks = Callable[[str, list], float]  # name of the concept, pictures -> share of its marks
@@ -155,7 +155,7 @@ def measure(
         start = time.perf_counter()
         brought = way.bring(base, concepts)
         seconds = time.perf_counter() - start
-    moved = drift(base, brought, PLAIN, seeds=(0, 1), progress=False).share if way.solo else float("nan")
+    moved = drift(base, brought, DRAWN_FOR_DRIFT, seeds=(0, 1), progress=False).share if way.solo else float("nan")
     together = in_regions(brought, concepts, judge) if regional(way) else {}
     rows, drawn = [], {}
     for concept in concepts:

@@ -87,7 +87,7 @@ def tokens_a_step(base: DiffusionModel, prompts: list[str], words: tuple[str, ..
     for _ in range(draws):
         drawn = {prompts[i] for i in torch.randperm(len(prompts), generator=generator)[:batch].tolist()}
         bound = bind(base.tokenizer, sorted(drawn), words)
-        counts.append(len(layerwise.beginnings(bound, [L] * len(drawn)).ids))
+        counts.append(len(layerwise.prefix_tree(bound, [L] * len(drawn)).ids))
     return round(sum(counts) / draws)
 
 
@@ -97,7 +97,7 @@ def text_seconds(
     """The bare text encoder forward and backward on as many tokens as `tokens_a_step`, in prompts of one length."""
     model, L = base.copy(), len(base.layers)
     if base.device.type == "cpu":
-        model.text_encoder.set_attn_implementation("eager")  # the faster one there, see layerwise.plainly
+        model.text_encoder.set_attn_implementation("eager")  # the faster one there, see layerwise.faster_written_out
     length = max(1, round(tokens_a_step(base, prompts, words, batch) / (L * batch)))
     ids = bind(model.tokenizer, prompts[:1], words).ids[:, :length].expand(L * batch, -1).to(base.device)
     start = torch.zeros((), device=base.device, requires_grad=True)
@@ -141,14 +141,14 @@ def official_seconds(base: DiffusionModel, data: ConceptData, recipe: Recipe, fu
         with torch.no_grad():
             table.weight[: len(old)] = old
 
-    kept = layerwise.PLAIN
-    layerwise.PLAIN = 0 if fused else kept
+    kept = layerwise.LARGEST_WRITTEN_OUT
+    layerwise.LARGEST_WRITTEN_OUT = 0 if fused else kept
     try:
         if not fused and base.device.type == "cpu":
             model.text_encoder.set_attn_implementation("eager")
         return seconds(step, steps)
     finally:
-        layerwise.PLAIN = kept
+        layerwise.LARGEST_WRITTEN_OUT = kept
 
 
 def sampling(base: DiffusionModel, steps: int = 25, turns: int = 8) -> tuple[dict, dict]:

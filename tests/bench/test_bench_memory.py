@@ -30,7 +30,7 @@ def test_attention_is_counted_without_its_probabilities():
 
 
 def test_shapes_alone_keep_as_much_as_real_tensors(tiny_base, monkeypatch):
-    monkeypatch.setattr(layerwise, "PLAIN", 0)  # no written-out attention on the CPU
+    monkeypatch.setattr(layerwise, "LARGEST_WRITTEN_OUT", 0)  # no written-out attention on the CPU
     monkeypatch.setattr(bench_memory, "TOKENS", tiny_base.tokenizer.model_max_length)
     monkeypatch.setattr(bench_memory, "WORDS_AT", (2, 3))
     configs = tiny_base.text_encoder.config, tiny_base.unet.config

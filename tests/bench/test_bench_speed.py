@@ -12,12 +12,12 @@ from mixofshow_lite.files.resources import concepts_dir
 def test_the_reference_loops_leave_the_base_alone(tiny_base):
     data = ConceptData(concepts_dir() / "bibi")
     before = {n: w.clone() for net in (tiny_base.unet, tiny_base.text_encoder) for n, w in net.named_parameters()}
-    plain = layerwise.PLAIN
+    plain = layerwise.LARGEST_WRITTEN_OUT
     for fused in (True, False):
         assert bench.official_seconds(tiny_base, data, RECIPES["ed_lora"], fused, steps=1) > 0
     assert bench.text_seconds(tiny_base, data.prompts("<v1> <v2>"), ("<v1>", "<v2>"), 2) > 0
     assert bench.unet_seconds(tiny_base, 2, backward=True) > 0
-    assert layerwise.PLAIN == plain
+    assert layerwise.LARGEST_WRITTEN_OUT == plain
     after = {n: w for net in (tiny_base.unet, tiny_base.text_encoder) for n, w in net.named_parameters()}
     assert list(after) == list(before) and all(torch.equal(after[n], w) for n, w in before.items())
     assert tiny_base.text_encoder.config._attn_implementation == "sdpa"

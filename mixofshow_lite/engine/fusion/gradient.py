@@ -40,7 +40,7 @@ from .settings import Settings
 from .weight import check, layer_factors, updated_layers, updating, with_factors
 
 TEXT, CONTEXT, SPATIAL = STAGES
-PLAIN = ""  # stands for "no concept" where a concept's name is asked for: the preservation rows
+NO_CONCEPT = ""  # stands for "no concept" where a concept's name is asked for: the preservation rows
 IN_MEMORY = 2**29  # bytes of Grams a fusion may hold at once; more are kept in a temporary folder
 RECORDED = torch.finfo(torch.float32).eps  # Grams are sums of float32 products
 
@@ -101,7 +101,7 @@ class Fusion:
         recording = settings.recording() + base.fingerprint
         self.keys = {c.name: digest(c) + recording for c in self.concepts}
         # Plain prompts may name concepts that are words only.
-        self.keys[PLAIN] = recording + "".join(digest(c) for c in concepts if c.name not in self.keys)
+        self.keys[NO_CONCEPT] = recording + "".join(digest(c) for c in concepts if c.name not in self.keys)
         self.state = state(base, concepts, weights, settings)
 
     def run(self, memory: Memory, bar) -> None:
@@ -123,7 +123,7 @@ class Fusion:
 
     def known(self, memory: Memory, fused: DiffusionModel, concept, stage: str, names: list[str], bar) -> Statistics:
         """One concept's statistics in a stage, from the memory or recorded now under its own layers."""
-        name = concept.name if concept else PLAIN
+        name = concept.name if concept else NO_CONCEPT
         found = memory.get(name, stage, names, self.keys[name])
         if found is None:
             found = self.record(fused, concept, concept, stage, names)
@@ -136,7 +136,7 @@ class Fusion:
         """Every concept's statistics in a stage, half as in the first pass, half under the fused model itself."""
         names, fused, found = stage_layers(self.concepts, stage)[1], self.model(), []
         for concept in self.sources() if names else ():
-            name = concept.name if concept else PLAIN
+            name = concept.name if concept else NO_CONCEPT
             seen = self.record(fused, concept, None, stage, names)
             found.append(scratch.put(name, stage, memory.kept[name, stage].mixed(seen, share=0.5)))
             bar.update()
