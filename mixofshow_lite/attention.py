@@ -25,7 +25,7 @@ from torch import Tensor, nn
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     """A: queries (B, heads, T, d) and keys (B, heads, N, d) -> (B, heads, T, N), a distribution over N tokens."""
     d = q.shape[-1]
-    # A product of d random numbers has variance d: the root keeps the softmax away from its flat ends.
+    # The scalar product of two vectors of d random numbers has variance d: without the root, softmax would saturate.
     scores = q @ k.transpose(-1, -2) / d**0.5  # (B, heads, T, N)
     return scores.softmax(dim=-1)  # 3.4 A = softmax(QK^T / sqrt(d))
 
@@ -162,7 +162,7 @@ class AttentionStore:
         self.calls: dict[int, int] = {}  # layer -> how often it was called
 
     def add(self, layer: int, weights: Tensor) -> None:
-        """Count one call's A (B, heads, T, N) in. It is not detached: a loss may want its gradient."""
+        """Add A (B, heads, T, N) of one call. It is not detached, because a loss may need its gradient."""
         self.sums[layer] = self.sums.get(layer, 0) + weights.mean(dim=1).float()
         self.calls[layer] = self.calls.get(layer, 0) + 1
 

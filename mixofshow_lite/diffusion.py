@@ -115,10 +115,10 @@ def denoising_loss(model: Model, latents: Tensor, context: Tensor, noise: Tensor
 
 
 def guided_noise(model: Model, z: Tensor, t: Tensor, context: Tensor, negative: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): the noise in z, moved along the prompt's influence on it.
+    """Classifier-free guidance (Ho and Salimans 2022): the difference that the prompt makes, times `guidance`.
 
-    z (B, C, h, w) at one time t () for all -> (B, C, h, w). context (B, L, N, D) is what to draw, negative
-    (1, L, N, D) what to move away from; guidance 1 is the model itself.
+    z (B, C, h, w) at one time t () for all -> the noise in it, (B, C, h, w). context (B, L, N, D) is what to draw,
+    negative (1, L, N, D) what to move away from; guidance 1 is the model's own answer to the prompt.
     """
     if guidance == 1:
         return model.unet(z, t, context).sample

@@ -122,7 +122,7 @@ def recorded_grams(linears: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]
 
     def record(name: str, x: Tensor) -> None:
         rows = x.detach().flatten(0, -2).cpu().double()  # 3.3.2 X_i: as rows, (rows, d_in)
-        grams[name] = grams.get(name, 0) + rows.T @ rows  # float64: what no input has stays below pinv's cut-off
+        grams[name] = grams.get(name, 0) + rows.T @ rows  # float64, so that pinv can tell unseen directions from seen
 
     handles = []
     for name, linear in linears.items():

@@ -130,8 +130,8 @@ def embedding_std(text_encoder: nn.Module) -> float:
 
 
 def random_embedding(text_encoder: nn.Module, word: str, seed: int) -> Tensor:
-    """How V_rand+ starts: random numbers (D,), spread as those of the token embeddings, free to tell concepts apart."""
-    # The word is part of the seed: two clients who both take seed 0 must not start from one identity.
+    """How V_rand+ starts: random numbers (D,) with the spread of the token embeddings, and no meaning yet."""
+    # The word is part of the seed: two clients who both take seed 0 must not start from the same vector.
     digest = hashlib.sha256(f"{seed} {word}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     D = text_encoder.get_input_embeddings().weight.shape[1]
@@ -146,7 +146,7 @@ def class_embedding(text_encoder: nn.Module, tokenizer, class_word: str) -> Tens
 
 
 def word_places(slots: Tensor, words: int) -> Tensor:
-    """Where each of W concept words stands: slots (B, N) -> (B, W, N), a word's places weighing 1 in sum."""
+    """Where each of W concept words stands: slots (B, N) -> (B, W, N); the weights of a word sum to 1."""
     found = []
     for word in range(words):
         places = (slots == word).float()  # (B, N)

@@ -115,7 +115,7 @@ class Pictures:
 
 @dataclass
 class Batch:
-    """One step's share of the pictures, with the noise it is hidden in."""
+    """The pictures of one step, and the noise that is added to them."""
 
     latents: Tensor  # (B, C, h, w)
     prompts: list[str]  # B
@@ -184,7 +184,7 @@ def word_attention(model: Model, maps: list[Tensor], prompts: list[str], words: 
 
 @dataclass
 class Tuning:
-    """A concept on its way: what is trained, and all that is needed to make a `Concept` of it."""
+    """A concept while it is tuned: what is trained, and all that is needed to make a `Concept` of it."""
 
     name: str
     class_word: str
@@ -235,7 +235,7 @@ def make_optimizer(tuning: Tuning) -> torch.optim.AdamW:
 
 
 def freezing_norm(recipe: Recipe, text_encoder: nn.Module) -> float:
-    """The mean norm of the words from which on they are frozen, so that the LoRA keeps its share of the work."""
+    """The mean norm of the embeddings at which they are frozen, so that the LoRA has to learn the rest."""
     if recipe.freeze_norm is None:
         return math.inf
     D = text_encoder.config.hidden_size
