@@ -9,6 +9,7 @@ import pytest
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbconvert")
+pytest.importorskip("latex2mathml", reason="pip install '.[lab]'")
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / ".ci").is_dir():
     pytest.skip("these tests read the checkout", allow_module_level=True)
@@ -54,13 +55,62 @@ def test_tagged_cells_are_the_slides_where_there_are_any():
 def test_pages_link_to_pages_and_slides_hide_code(tmp_path):
     file = tmp_path / "09_title.ipynb"
     nbformat.write(notebook(), file)
-    index = pages.write("site", tmp_path / "site", [file]).read_text()
+    nbformat.write(notebook(), tmp_path / "10_next.ipynb")
+    index = pages.write("site", tmp_path / "site", [file, tmp_path / "10_next.ipynb"]).read_text()
     assert '<a href="09_title.html">09 · A title</a><br>Why is that?' in index
     page = (tmp_path / "site" / "09_title.html").read_text()
     assert 'href="10_next.html"' in page and "<title>09 · A title</title>" in page and "secret" in page
     pages.write("slides", tmp_path / "slides", [file])
     shown = (tmp_path / "slides" / "09_title.html").read_text()
     assert "show()" not in re.sub(r"<script.*?</script>", "", shown, flags=re.S) and "scroll-snap" in shown
+
+
+def page_of(source, names=frozenset(), slides=False):
+    return pages.to_html(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 09\n\n" + source)]), slides, names
+    )
+
+
+def test_a_page_fetches_nothing():
+    badge = "[![Open in Colab](https://example.org/badge.svg)](https://example.org/open)"
+    for slides in (False, True):
+        page = page_of(badge, slides=slides)
+        assert '<a href="https://example.org/open">Open in Colab</a>' in page
+        assert not re.findall(r"""(?:src=|import\(|url\(|<link[^>]*href=)["']?https?:[^"')]*""", page)
+
+
+def test_formulas_are_set_without_a_network():
+    page = page_of("Let $X_i$ be\n\n$$\\arg\\min_W \\big\\| W \\big\\|_F^2$$\n\nand `$HOME`.")
+    assert "<msub><mi>X</mi><mi>i</mi></msub>" in page and 'display="block"' in page and "$HOME" in page
+    assert "$X_i$" not in page and "arg" in page and "\\arg" not in page and "\\big" not in page and "‖" in page
+    with pytest.raises(ValueError, match="latex2mathml knows"):
+        page_of("$\\nosuchcommand x$")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("*.*")), ids=lambda file: file.stem)
+def test_links_lead_to_a_page_or_into_the_repository(file):
+    names = {other.stem for other in file.parent.iterdir()}
+    notebook = pages.read(file)
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for link in re.findall(r'href="([^"]*)"', pages.to_html(notebook, pages=names)):
+        path, there = link.partition("#")[0], f"{pages.REPOSITORY}/blob/{pages.BRANCH}/"
+        if link.startswith(there):
+            assert (ROOT / path.removeprefix(there)).exists(), link
+        else:
+            assert not path or path.startswith("https://") or Path(path).stem in names and path.endswith(".html"), link
+
+
+def test_addresses():
+    there = f"{pages.REPOSITORY}/blob/{pages.BRANCH}"
+    assert pages.address("10_next.ipynb#top", {"10_next"}) == "10_next.html#top"
+    assert pages.address("10_next.ipynb", set()) == f"{there}/notebooks/10_next.ipynb"
+    assert pages.address("../mixofshow_lite/lora.py", {"10_next"}) == f"{there}/mixofshow_lite/lora.py"
+    assert [pages.address(link, set()) for link in ("#top", "https://a.org/b.py")] == ["#top", "https://a.org/b.py"]
+
+
+def test_the_teachers_page_is_one_of_the_site(tmp_path):
+    index = pages.write("site", tmp_path, [ROOT / "notebooks" / "TEACHING.md"]).read_text()
+    assert 'href="TEACHING.html"' in index and "<table" in (tmp_path / "TEACHING.html").read_text()
 
 
 def test_the_offline_pack_is_complete(tmp_path):
