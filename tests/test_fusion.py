@@ -269,6 +269,8 @@ def test_prompts_by_default_and_by_name(three):
     settings = gradient.Settings()
     assert settings.contexts(first)[0] == "photo of a <bibi1> <bibi2>" and len(settings.contexts(first)) > 2
     assert settings.contexts(second)[1] == "a cat in <coco1> <coco2>"
+    assert not any("robot" in prompt for prompt in settings.contexts(second)), "Stable Diffusion is asked for none"
+    assert settings.contexts(replace(second, base_id="pocket-v2"))[2] == "a blue robot in <coco1> <coco2>"
     named = gradient.Settings(prompts={"bibi": ["{} asleep"]})
     assert named.contexts(first) == ["<bibi1> <bibi2> asleep"] and named.contexts(second) == settings.contexts(second)
     assert settings.contexts(replace(first, words=(), embeddings={}, phrase=""))[0] == "photo of a rabbit"

@@ -28,10 +28,9 @@ PAPER_RECORDING = {
     "padding": False,
     "words_only": True,
 }
-PLACE_PROMPTS = ("photo of {}", "a cat in {}", "a blue robot in {}", "two friends in {}")
-PLACES = frozenset(
-    "beach forest snow city desert moon mountain lake street castle room".split()
-)  # class words of scenes
+PLACE_PROMPTS = ("photo of {}", "a cat in {}", "a car in {}", "two people in {}")
+POCKET_PLACE_PROMPTS = ("photo of {}", "a cat in {}", "a blue robot in {}", "two friends in {}")
+PLACES = frozenset("beach forest snow city desert moon mountain lake street castle room".split())  # class words
 PLAIN_PROMPTS = (  # prompts without any concept: preservation rows, Custom Diffusion's regularisation
     "photo of a blue cat",
     "a white rabbit in the forest",
@@ -62,7 +61,7 @@ class Settings:
     # leaving one recorded prompt out in turn; one for all stages, or one per stage; None: `default_ridge`
     towards: str | None = None  # where the ridge (or LBFGS's start) is: "average", "base"; None: average, LBFGS: base
     prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None  # with {} for the words; or by concept name;
-    # None: PROMPTS, or PLACE_PROMPTS where the class word is a place
+    # None: PROMPTS; of a place, place prompts in words that the concept's base knows
     spatial_prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None  # of the pictures; None: `prompts`
     words_only: bool = False  # of the text features, only those of concept words and the end token are recorded
     steps: int = 12  # denoising steps of every recorded picture
@@ -129,8 +128,10 @@ class Settings:
             asked = self.spatial_prompts
         own = asked.get(concept.name) if isinstance(asked, Mapping) else asked
         given, name = own is not None, concept.phrase or concept.class_word
-        if own is None:
-            own = PLACE_PROMPTS if concept.class_word in PLACES else PROMPTS
+        if own is None and concept.class_word in PLACES:
+            own = POCKET_PLACE_PROMPTS if concept.base_id.startswith("pocket") else PLACE_PROMPTS
+        elif own is None:
+            own = PROMPTS
         wordless = not concept.words
         texts = isinstance(own, list | tuple) and own and all(isinstance(prompt, str) for prompt in own)
         if wordless and not name and (not given or not texts or any("{}" in prompt for prompt in own)):
