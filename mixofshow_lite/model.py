@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .attention import cross_attention
-from .diffusion import add_noise, draw_noise
+from .diffusion import add_noise, draw_noise, guided_noise
 from .engine import lora
 from .engine.arguments import SEEDS, check_callback, check_number, check_switch, check_whole, is_number, is_whole
 from .engine.finite import culprit, is_finite
@@ -300,26 +300,13 @@ class DiffusionModel:
         callback: Callable[[dict], None] | None = None,
         bar: tqdm | None = None,
     ) -> Tensor:
-        """The sampling loop: noise (B, C, h, w), contexts (B, L, N, D) and (1, L, N, D) -> latents (B, C, h, w)."""
-        scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config, algorithm_type="dpmsolver++")
-        scheduler.set_timesteps(steps, device=self.device)
-        z = z.to(self.device, self.dtype) * scheduler.init_noise_sigma
-        context = context.to(self.dtype)
-        if guidance != 1:
-            context = torch.cat([negative.to(self.dtype).expand_as(context), context])  # (2B, L, N, D)
-        for step, t in enumerate(scheduler.timesteps):
-            x = scheduler.scale_model_input(z, t)
-            if guidance == 1:
-                eps = self.unet(x, t, context).sample
-            else:
-                eps_negative, eps = self.unet(torch.cat([x, x]), t, context).sample.chunk(2)
-                eps = eps_negative + guidance * (eps - eps_negative)
-            z = scheduler.step(eps, t, z).prev_sample
-            if bar is not None:
-                bar.update()
-            if callback is not None:
-                callback({"step": step, "t": t.item(), "latents": z, "model": self})
-        return z
+        """Noise (B, C, h, w), contexts (B, L, N, D) and (1, L, N, D) -> latents (B, C, h, w), see `sampling_loop`."""
+        context, negative = context.to(self.dtype), negative.to(self.dtype)
+
+        def predict(step: int, z: Tensor, t: Tensor) -> Tensor:
+            return guided_noise(self, z, t, context, negative, guidance)
+
+        return sampling_loop(self, z, steps, predict, callback, bar)
 
     def _controls(self, regions, spatial, **options) -> ExitStack:
         """Spatial conditions and regions, on until the stack is closed; arrows that point up, for public names."""
@@ -377,6 +364,31 @@ class DiffusionModel:
 
 
 noising = add_noise  # its public name, `mixofshow_lite.noising`
+
+
+def sampling_loop(
+    model: DiffusionModel,
+    z: Tensor,
+    steps: int,
+    predict: Callable[[int, Tensor, Tensor], Tensor],
+    callback: Callable[[dict], None] | None = None,
+    bar: tqdm | None = None,
+) -> Tensor:
+    """The one loop that samples: noise (B, C, h, w) -> latents, by DPM-Solver++(2M).
+
+    `predict(step, z, t)` gives the noise in z (B, C, h, w) at time t (); `callback` and `bar` see every step.
+    """
+    scheduler = DPMSolverMultistepScheduler.from_config(model.scheduler.config, algorithm_type="dpmsolver++")
+    scheduler.set_timesteps(steps, device=model.device)
+    z = z.to(model.device, model.dtype) * scheduler.init_noise_sigma
+    for step, t in enumerate(scheduler.timesteps):
+        eps = predict(step, scheduler.scale_model_input(z, t), t)
+        z = scheduler.step(eps, t, z).prev_sample
+        if bar is not None:
+            bar.update()
+        if callback is not None:
+            callback({"step": step, "t": t.item(), "latents": z, "model": model})
+    return z
 
 
 def denoising_loss(

@@ -459,12 +459,6 @@ def test_a_folder_of_pictures_is_scored_against_a_folder(here, capsys):
     assert said.err == "" and float(said.out.split()[-1]) == pytest.approx(1, abs=1e-3)
 
 
-def test_pocket_clip_says_which_words_it_does_not_know(here, capsys):
-    args = cli.parser().parse_args(["evaluate", "x", "--prompt", "a red dachshund <b1>"])
-    cli.pictures.tell_unknown_words(args)
-    assert "does not know dachshund:" in capsys.readouterr().err
-
-
 def test_a_full_disk_after_tuning_loses_nothing(here, monkeypatch, capsys):
     """The tuned concept stays in the checkpoint, and the same command saves it once there is room."""
     data = str(write_concept(here / "data", "ruby", "red"))

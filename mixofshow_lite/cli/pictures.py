@@ -8,7 +8,7 @@ from pathlib import Path
 from ..files.writing import atomic_file, check_target
 from . import options
 from .concepts import add_overwrite
-from .speak import complain, next_command
+from .speak import next_command
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 EXAMPLE = "0,0.1,0.5,1:a red cat"
@@ -167,7 +167,6 @@ def check_evaluate(args: argparse.Namespace) -> None:
         raise ValueError(f"CLIP does not know the concept word {unknown[0]}: give the folder it is from by --concept")
     args.pictures = [file for path in args.pictures for file in picture_files(path)]
     args.references = [file for path in args.references for file in picture_files(path)]
-    tell_unknown_words(args)
 
 
 def picture_files(path: Path) -> list[Path]:
@@ -181,20 +180,6 @@ def picture_files(path: Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"{path} holds no pictures: give PNG or JPEG files, or a folder of them")
     return files
-
-
-def tell_unknown_words(args: argparse.Namespace) -> None:
-    """Say which words of the prompt Pocket CLIP has never read: their score means little."""
-    from ..files.resources import pocket_dir
-
-    list_of_words = pocket_dir() / "words.txt"
-    if args.clip != "pocket" or not args.prompt or not list_of_words.is_file():
-        return
-    known = set(list_of_words.read_text(encoding="utf-8").lower().split())
-    plain = options.CONCEPT_WORD.sub(" ", args.prompt).lower()
-    unknown = sorted(set(re.findall(r"[a-z]+", plain)) - known)
-    if unknown:
-        complain(f"note: Pocket CLIP does not know {', '.join(unknown)}: a score with --clip sd15 means more")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:

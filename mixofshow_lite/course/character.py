@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..files.concept import PLACEHOLDER
+from ..files.grid import grid
 from ..files.imagefolder import write_folder
 from ..pocket import world
 from ..pocket.captions import PLACES, TIMES, article
@@ -95,10 +96,7 @@ def picture(look: Look, index: int) -> tuple[Picture, str]:
 
 def preview(look: Look, side: int = 160, n: int = 3) -> Image.Image:
     """The first pictures of a look in a row, each `side` pixels wide."""
-    row = Image.new("RGB", (n * side + (n - 1) * 4, side), "white")
-    for k in range(n):
-        row.paste(world.render(picture(look, k)[0], side).image, (k * (side + 4), 0))
-    return row
+    return grid([world.render(picture(look, k)[0], side).image for k in range(n)])
 
 
 def write(look: Look, folder: str | Path, name: str, size: int = 128, n: int = PICTURES) -> Path:

@@ -38,7 +38,7 @@ from ..rivals.table import ALL, SLOTS, WAYS, Way
 from .binding import crop
 from .fusions import SEED
 from .how_many import ORDER, UNRECORDED
-from .observations import about, identified
+from .observations import about, draw_at, identified
 from .study import Study, difference, tuned
 
 SIZES = (3, 8)
@@ -61,12 +61,8 @@ class Judge:
     marks: Marks | None = None
 
     def draw(self, model, concept: Concept) -> list:
-        """n pictures of a concept, dealt out to the prompts; the same noise for every model."""
-        asked = [self.prompts[i % len(self.prompts)] for i in range(self.n)]
-        drawn = []
-        for prompt in dict.fromkeys(asked):
-            drawn += model.sample(prompt.format(concept.phrase), n=asked.count(prompt), seed=SEED, progress=False)
-        return drawn
+        """n pictures of a concept, from the same noise for every model."""
+        return draw_at(model, concept, self.prompts, self.n, SEED)
 
     def alike(self, name: str, pictures: list) -> float:
         """Image-alignment with the concept's own pictures."""

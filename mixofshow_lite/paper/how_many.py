@@ -20,7 +20,7 @@ from ..files.data import ConceptData
 from ..model import DiffusionModel
 from ..rivals import constrained_fusion, peft_fusion
 from .fusions import PROMPTS, SEED
-from .observations import about, identified
+from .observations import about, draw_at, identified
 from .study import Study, difference, tuned
 
 ORDER = ("bibi", "rusty", "mochi", "kiki", "volt", "fern", "momo", "pixel", "bruno", "tango", "lava", "polka", "beetle",
@@ -65,25 +65,18 @@ def how_many(
     sizes, scorer, rows = sorted(sizes), load_scorer(scorer), []
     references = {name: scorer.image_features(data[name].pictures) for name in names}
 
-    def draw(model, concept) -> list:
-        asked = [prompts[i % len(prompts)] for i in range(n)]
-        drawn = []
-        for prompt in dict.fromkeys(asked):
-            drawn += model.sample(prompt.format(concept.phrase), n=asked.count(prompt), seed=SEED, progress=False)
-        return drawn
-
     for seed in seeds:
         concepts = {name: tuned(base, data[name], "ed_lora", seed, folder, steps=steps) for name in names[: max(sizes)]}
-        singles = {
-            name: float(image_scores(draw(base.with_concept(c), c), data[name].pictures, scorer).mean())
-            for name, c in concepts.items()
-        }
+        singles = {}
+        for name, concept in concepts.items():
+            drawn = draw_at(base.with_concept(concept), concept, prompts, n, SEED)
+            singles[name] = float(image_scores(drawn, data[name].pictures, scorer).mean())
         for size in sizes:
             members = [concepts[name] for name in names[:size]]
             for way, fuse in ways.items():
                 fused = fuse(base, members)
                 for name, concept in zip(names[:size], members, strict=True):
-                    drawn = draw(fused, concept)
+                    drawn = draw_at(fused, concept, prompts, n, SEED)
                     after = float(image_scores(drawn, data[name].pictures, scorer).mean())
                     row = {"size": size, "way": way, "setting": f"{way}, {size}", "concept": name, "seed": seed}
                     row |= {"single": singles[name], "fused": after, "kept": after - singles[name]}

@@ -40,6 +40,15 @@ def draw(model: DiffusionModel, concept: Concept, n: int, prompt: str = PROMPT, 
     return model.sample(prompt.format(concept.phrase), n=n, seed=seed, progress=False)
 
 
+def draw_at(model, concept: Concept, prompts: Sequence[str], n: int, seed: int) -> list[Image.Image]:
+    """n pictures of the concept, dealt out to the prompts; the same noise for every model."""
+    asked = [prompts[i % len(prompts)] for i in range(n)]
+    drawn = []
+    for prompt in dict.fromkeys(asked):
+        drawn += model.sample(prompt.format(concept.phrase), n=asked.count(prompt), seed=seed, progress=False)
+    return drawn
+
+
 def observation_1(
     base: DiffusionModel,
     folder,

@@ -11,17 +11,18 @@ Switch costs what one model costs, Composite n times as much; both hold all LoRA
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..diffusion import guided_noise
 from ..engine.fusion.weight import check, updating
 from ..files.concept import Concept
 from ..files.prompt_check import as_prompts
-from ..model import DiffusionModel
+from ..model import DiffusionModel, sampling_loop
 from .layers import own_model
 
 HOW, TURN = ("switch", "composite"), 5
@@ -73,34 +74,18 @@ class Composition:
         wanted = [p for p in prompts for _ in range(n)]
         contexts = torch.stack([member.context(wanted) for member in self.members], dim=1)  # (B, n, L, N, D)
         negatives = torch.stack([member.context(negative_prompt)[0] for member in self.members])  # (n, L, N, D)
+        contexts, negatives = contexts.to(first.dtype), negatives.to(first.dtype)
         chunks = list(zip(noise.split(batch), contexts.split(batch), strict=True))
         pictures = []
         with tqdm(total=steps * len(chunks), disable=not progress, desc="sampling", leave=False) as bar:
             for z, c in chunks:
-                scheduler = DPMSolverMultistepScheduler.from_config(
-                    first.scheduler.config, algorithm_type="dpmsolver++"
-                )
-                scheduler.set_timesteps(steps, device=first.device)
-                z = z.to(first.device, first.dtype) * scheduler.init_noise_sigma
-                for step, t in enumerate(scheduler.timesteps):
-                    guided = [
-                        guided_noise(self.members[i], z, t, c[:, i], negatives[i], guidance) for i in self.acting(step)
-                    ]
-                    z = scheduler.step(torch.stack(guided).mean(dim=0), t, z).prev_sample
-                    bar.update()
-                    if callback is not None:
-                        callback({"step": step, "t": t.item(), "latents": z, "model": first})
-                pictures += first.decode(z, c[:, 0])
+                predict = partial(self.predict, contexts=c, negatives=negatives, guidance=guidance)
+                pictures += first.decode(sampling_loop(first, z, steps, predict, callback, bar), c[:, 0])
         return pictures
 
-
-def guided_noise(
-    model: DiffusionModel, z: Tensor, t: Tensor, context: Tensor, negative: Tensor, guidance: float
-) -> Tensor:
-    """One model's guided noise (B, C, h, w) for latents of that shape, contexts (B, L, N, D) and (L, N, D)."""
-    context = context.to(model.dtype)
-    if guidance == 1:
-        return model.unet(z, t, context).sample
-    both = torch.cat([negative.to(model.dtype).expand_as(context), context])
-    plain, wanted = model.unet(torch.cat([z, z]), t, both).sample.chunk(2)
-    return plain + guidance * (wanted - plain)
+    def predict(self, step: int, z: Tensor, t: Tensor, contexts: Tensor, negatives: Tensor, guidance: float) -> Tensor:
+        """The mean guided noise of those who act at a step, (B, C, h, w); contexts (B, n, L, N, D), (n, L, N, D)."""
+        guided = [
+            guided_noise(self.members[i], z, t, contexts[:, i], negatives[i], guidance) for i in self.acting(step)
+        ]
+        return torch.stack(guided).mean(dim=0)

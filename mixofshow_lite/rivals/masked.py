@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..attention import cross_attention, layer_size, split_heads
 from ..engine import lora
 from ..engine.fusion.grams import CONTEXT_LINEAR
 from ..engine.fusion.weight import check
-from ..engine.layerwise import cross_attention
 from ..engine.masks import Region, check_regions, region_weights
-from ..engine.regional import regional_attention, split_heads
+from ..engine.regional import regional_attention
 from ..files.concept import Concept
 from ..model import DiffusionModel
 from .layers import own_model
@@ -135,11 +135,9 @@ class Shares:
 
     def of(self, like: Tensor, T: int) -> Tensor:
         """(R, T) for a layer of T cells."""
-        h, w = self.cells
-        while h * w > T:
-            h, w = -(-h // 2), -(-w // 2)
+        h, w = layer_size(T, *self.cells)
         if (h, w) not in self.found:
-            self.found[h, w] = region_weights(self.regions, h, w, 0.0).to(like)
+            self.found[h, w] = region_weights(self.regions, h, w).to(like)
         return self.found[h, w]
 
 

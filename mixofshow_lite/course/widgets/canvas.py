@@ -27,7 +27,7 @@ from ...files.pictures import open_picture, plain
 from . import scene
 from .drawing import render_regions
 from .page import STYLE, module
-from .sampling import Cancelled, Sample, draw, to_bytes
+from .sampling import Cancelled, Sample, data_url, draw, to_bytes
 
 HISTORY = 24  # samples kept
 THUMBNAIL = 160  # pixels
@@ -318,11 +318,6 @@ def describe(entry: dict) -> str:
         shape = f"mask of {scene.decode_mask(entry['mask']).mean():.0%}"
     weight = "" if entry["weight"] == 1 else f" weight {entry['weight']:g}"
     return f"{entry['name']!r} {entry['prompt']!r} {shape}{weight}"
-
-
-def data_url(picture: Image.Image) -> str:
-    """A picture as the page's <img> takes it."""
-    return "data:image/png;base64," + base64.b64encode(to_bytes(picture)).decode()
 
 
 def array_picture(array: np.ndarray) -> Image.Image:

@@ -1,5 +1,6 @@
 """Sampling for a widget: the picture while it grows, stoppable between two steps."""
 
+import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,3 +86,8 @@ def to_bytes(picture: Image.Image, side: int | None = None, kind: str = "PNG") -
     file = io.BytesIO()
     picture.save(file, kind, **({"quality": 90} if kind == "JPEG" else {}))
     return file.getvalue()
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture as a page's <img> takes it, without any name."""
+    return "data:image/png;base64," + base64.b64encode(to_bytes(picture)).decode()

@@ -34,7 +34,7 @@ from ...paper.vote import (
     result,
     votes_csv,
 )
-from .sampling import to_bytes
+from .sampling import data_url, to_bytes
 
 HERE = Path(__file__).parent
 
@@ -151,8 +151,3 @@ class VotePage(anywidget.AnyWidget):
 def key(ask: Ask) -> tuple[str, str]:
     """What an answer belongs to."""
     return ask.pair.name, ask.question
-
-
-def data_url(picture: Image.Image) -> str:
-    """A picture as the page's <img> takes it, without any name."""
-    return "data:image/png;base64," + base64.b64encode(to_bytes(picture)).decode()
