@@ -93,7 +93,7 @@ def demo(
     print(f"fusing {a.name} and {b.name} by averaging (Eq. 2) and by gradient fusion (3.3.2)")
     fused = {"weight fused": weight_fusion(model, [a, b]), "gradient fused": gradient_fusion(model, [a, b], seed=seed)}
     print(fused["gradient fused"].report)
-    pictures = draw(model, (a, b), fused, data, n, seed, progress)
+    pictures = draw_rows(model, (a, b), fused, data, n, seed, progress)
     scores, marks = score(pictures, (a, b), data, scorer), count_marks(pictures, (a, b), data, scorer)
     result = Result(pictures, scores, marks, out / "demo.png", out / "demo.csv", (a.phrase, b.phrase))
     write_table(scores, marks, result.table)
@@ -188,7 +188,7 @@ def stop_with_the_other() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def draw(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: int, progress: bool) -> dict:
+def draw_rows(base, concepts, fused: dict[str, DiffusionModel], data, n: int, seed: int, progress: bool) -> dict:
     """All pictures of the figure: row -> two blocks of n, the same seeds everywhere."""
     rows = {"references": [d.pictures[:n] for d in data]}
     settings = {"n": n, "seed": seed, "progress": progress}

@@ -462,7 +462,7 @@ def test_a_folder_stored_in_bfloat16_is_drawn_in_float32_and_says_that_it_is_rou
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_shipped_concepts_are_the_pocket_models_own(dtype):
-    folder = loading.find("pocket", dtype)[0]
+    folder = loading.find_base("pocket", dtype)[0]
     nets = loading.read_networks(folder, dtype)
     files = [loading.weights_file(folder / net, net, dtype) for net in loading.NAMED]
     concepts = Path(__file__).parents[1].glob("data/tuned/*/concept.json")

@@ -131,14 +131,14 @@ READINGS = [  # picture, present, placed, coloured, wearing, own, all placed, al
 
 @pytest.mark.parametrize(("shown", "numbers"), [(row[0], row[1:]) for row in READINGS])
 def test_what_is_read_of_a_pair(shown, numbers):
-    row = study.read([beside(*shown)], PAIR, Reader())[0]
+    row = study.read_cast([beside(*shown)], PAIR, Reader())[0]
     assert tuple(row[k] for k in study.NUMBERS) == numbers
     assert row["seen"] == " | ".join(f"{colour} {cls}" for cls, colour, _ in shown)
 
 
 def test_three_are_read_one_by_one_and_several_pictures_at_once():
     right, turned = beside(CAT, ROBOT, FROG), beside(ROBOT, FROG, FROG)
-    first, second = study.read([right, turned], TRIPLE, Reader())
+    first, second = study.read_cast([right, turned], TRIPLE, Reader())
     assert [first[k] for k in study.NUMBERS] == [1] * 7
     assert second["present"] == pytest.approx(2 / 3) and second["placed"] == pytest.approx(1 / 3)
     assert second["coloured"] == pytest.approx(1 / 3)
@@ -151,7 +151,7 @@ def test_concepts_are_told_apart_by_their_own_pictures():
     actors = [casts.Actor(a.text, a.look, (Image.fromarray(swatch(*look)),)) for a, look in
               ((actor(*look), look) for look in looks)]  # fmt: skip
     cast = casts.Cast("rabbits", tuple(actors), "moon")
-    right, swapped = study.read([beside(*looks), beside(*reversed(looks))], cast, Reader())
+    right, swapped = study.read_cast([beside(*looks), beside(*reversed(looks))], cast, Reader())
     assert right["own"] == 1 and swapped["own"] == 0
     assert right["placed"] == swapped["placed"] == swapped["all placed"] == 1 and swapped["all own"] == 0
     assert "coloured" not in right and "wearing" not in right

@@ -246,7 +246,7 @@ def test_the_demo(tiny_base, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "every", 1)
     monkeypatch.setattr(demo_module, "gradient_fusion", lambda *args, seed: mos.weight_fusion(*args))  # quicker
     rows = ("references", *demo_module.MODELS, "both, direct", "both, regions")
-    monkeypatch.setattr(demo_module, "draw", lambda *_: {row: [[Image.new("RGB", (64, 64))]] * 2 for row in rows})
+    monkeypatch.setattr(demo_module, "draw_rows", lambda *_: {row: [[Image.new("RGB", (64, 64))]] * 2 for row in rows})
     clip = str(build_clip(tmp_path / "clip"))
     pair = tuple(str(write_concept(tmp_path / "data", n, c)) for n, c in (("ruby", "red"), ("jade", "green")))
 

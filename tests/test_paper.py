@@ -245,7 +245,9 @@ def test_word_length_tunes_and_compares_at_each_limit(tiny_base, toys, tmp_path,
     monkeypatch.setattr(observations, "load_scorer", lambda scorer: scorer)
     monkeypatch.setattr(observations, "tuned", note)
     quick = {"steps": 2, "seed": 1, "progress": False}
-    monkeypatch.setattr(observations, "draw", lambda m, concept, n: m.sample(f"a {concept.phrase}", n=n, **quick))
+    monkeypatch.setattr(
+        observations, "draw_concept", lambda m, concept, n: m.sample(f"a {concept.phrase}", n=n, **quick)
+    )
     groups, limits = {"a": tuple(toys)[:2], "b": tuple(toys)[2:]}, observations.FREEZE_NORMS
     study = observations.word_length(
         tiny_base, tmp_path / "tuned", toys, groups=groups, freeze_norms=limits, n=1, steps=1, scorer=Eye()

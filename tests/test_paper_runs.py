@@ -108,7 +108,9 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
         monkeypatch.setattr(place, "image_scores", lambda p, r, s: np.random.default_rng(0).random(len(p)))
         monkeypatch.setattr(place, "load_scorer", lambda s: s)
         monkeypatch.setattr(place, "grid_figure", lambda *a: None, raising=False)  # how_many draws lines
-    monkeypatch.setattr("mixofshow_lite.paper.observations.draw", lambda *a, **k: [Image.new("RGB", (8, 8))] * 2)
+    monkeypatch.setattr(
+        "mixofshow_lite.paper.observations.draw_concept", lambda *a, **k: [Image.new("RGB", (8, 8))] * 2
+    )
     monkeypatch.setattr(type(tiny_base), "sample", lambda self, *a, n=1, **k: [Image.new("RGB", (8, 8))] * n)
     monkeypatch.setattr(type(tiny_base), "with_concept", lambda self, *a: self)
     casting = sys.modules["mixofshow_lite.paper.binding"]  # the package's own name `binding` is the function
@@ -306,7 +308,7 @@ def test_the_sweep_goes_on_and_measures_nothing_twice(tiny_base, toys, tmp_path,
     minute = iter(range(10**6))
     monkeypatch.setattr(everything.Clock.__init__, "__defaults__", (lambda: 60.0 * next(minute),))
     sweep.sweep(tiny_base, toys, tmp_path / "work", tmp_path, names=names, minutes=4, **options)
-    first = len(sweep.read(tmp_path / "sweep.csv"))
+    first = len(sweep.read_rows(tmp_path / "sweep.csv"))
     assert 1 <= first < 8
     whole = (tmp_path / "sweep.csv").read_text()
     (tmp_path / "sweep.csv").write_text(whole[:-20])  # killed while it wrote

@@ -213,7 +213,9 @@ def test_the_drawing_is_deterministic_and_takes_odd_cases():
 def test_draw_follows_every_step_and_leaves_silent_regions_out():
     toy, seen = Toy(), []
     regions = [Region("a cat", box=(0, 0, 0.5, 1)), Region("  ", box=(0.5, 0, 1, 1))]
-    made = sampling.draw(toy, "x", regions, seed=7, steps=7, every=3, show=lambda step, p: seen.append((step, p)))
+    made = sampling.draw_picture(
+        toy, "x", regions, seed=7, steps=7, every=3, show=lambda step, p: seen.append((step, p))
+    )
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6, 7]
     assert [step for step, picture in seen if picture] == [3, 6]
     assert seen[2][1].getpixel((0, 0)) == (2, 2, 2), "the picture of step 3, which the model counts as 2"
@@ -230,7 +232,7 @@ def test_draw_stops_at_the_next_step():
             stop.set()
 
     with pytest.raises(sampling.Cancelled):
-        sampling.draw(toy, "x", steps=9, stop=stop, show=show)
+        sampling.draw_picture(toy, "x", steps=9, stop=stop, show=show)
     assert seen == [1, 2, 3]
 
 
@@ -239,13 +241,15 @@ def test_draw_works_with_a_real_model_and_leaves_it_alone(tiny_base):
     regions = [Region("a red cat", box=(0, 0, 0.5, 1)), Region("a blue dog", mask=disc(32))]
     before = {name: type(p) for name, p in tiny.unet.attn_processors.items()}
     pictures, stop = [], threading.Event()
-    made = sampling.draw(tiny, "a photo", regions, seed=1, steps=2, every=1, show=lambda s, p: pictures.append(p))
+    made = sampling.draw_picture(
+        tiny, "a photo", regions, seed=1, steps=2, every=1, show=lambda s, p: pictures.append(p)
+    )
     expected = tiny.sample("a photo", seed=1, steps=2, regions=regions, progress=False)[0]
     assert made.picture.tobytes() == expected.tobytes()
     assert pictures[0].size == expected.size and pictures[1] is None
     stop.set()
     with pytest.raises(sampling.Cancelled):
-        sampling.draw(tiny, "a photo", regions, steps=2, stop=stop)
+        sampling.draw_picture(tiny, "a photo", regions, steps=2, stop=stop)
     assert {name: type(p) for name, p in tiny.unet.attn_processors.items()} == before
 
 

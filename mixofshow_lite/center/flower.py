@@ -131,11 +131,11 @@ def unpacked(content: RecordDict, base: DiffusionModel) -> Concept:
             concept = Concept.load(folder)
         except (ValueError, OSError) as error:
             raise ValueError(str(error).replace(folder, "its answer")) from error
-    check(concept, base)
+    check_answer(concept, base)
     return concept
 
 
-def check(concept: Concept, base: DiffusionModel) -> None:
+def check_answer(concept: Concept, base: DiffusionModel) -> None:
     """What a file from a friend may leave open but an answer may not; raises ValueError with one sentence."""
     if concept.fingerprint != base.fingerprint:
         what = f"was tuned on {concept.base_id} ({concept.fingerprint})"

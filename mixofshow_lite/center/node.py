@@ -38,7 +38,7 @@ from ..engine.fusion.gradient import CONTEXT, NO_CONCEPT, SPATIAL, gradient_fusi
 from ..engine.fusion.memory import Memory, digest, file_name
 from ..engine.fusion.report import FusionReport
 from ..engine.fusion.settings import Settings
-from ..engine.fusion.weight import check
+from ..engine.fusion.weight import check_concepts
 from ..files.concept import Concept, check_is_model
 from ..files.writing import make_folder, write_text
 from ..model import DiffusionModel
@@ -84,7 +84,7 @@ class CenterNode:
 
     def join(self, concept: Concept, weight: float = 1.0) -> None:
         """Take a client in; raises ValueError if it does not fit the base or clashes with a member."""
-        check(self.base, [*self.members.values(), concept], [*self.weights.values(), weight])
+        check_concepts(self.base, [*self.members.values(), concept], [*self.weights.values(), weight])
         if any(concept.lora.values()):
             self.settings.contexts(concept)  # fails now rather than at the next fuse
         concept = copy.deepcopy(replace(concept, preview=None))
@@ -110,7 +110,7 @@ class CenterNode:
     def reweight(self, concept: Concept | str, weight: float) -> None:
         """Give a member another weight (1 at first); raises ValueError if it is no member or the weight is none."""
         weights = self.weights | {self._member(concept): weight}
-        check(self.base, list(self.members.values()), list(weights.values()))
+        check_concepts(self.base, list(self.members.values()), list(weights.values()))
         self._commit(self.members, {name: float(number) for name, number in weights.items()})
 
     def fuse(self, exact: bool = False, progress: bool = True) -> DiffusionModel:
@@ -189,7 +189,7 @@ class CenterNode:
         """Names as `stale`, and NO_CONCEPT for the prompts without concepts."""
         if not self.members:
             return []
-        concepts, w = check(self.base, list(self.members.values()), list(self.weights.values()))
+        concepts, w = check_concepts(self.base, list(self.members.values()), list(self.weights.values()))
         now = state(self.base, concepts, w, self.settings)
         return sorted(name for (name, at), s in self.memory.kept.items() if at == SPATIAL and s.made_with != now)
 

@@ -264,7 +264,7 @@ def run_doctor(args: argparse.Namespace) -> int:
         rows.append(check())
         print(table(rows[-1:]), flush=True)
     if args.full:
-        draw(args)
+        draw_once(args)
     problems, notes = (sum(row.state == state for row in rows) for state in (PROBLEM, NOTE))
     if problems:
         print(f"{problems} to be mended; what to do stands behind the arrows")
@@ -274,7 +274,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     return 0
 
 
-def draw(args: argparse.Namespace) -> None:
+def draw_once(args: argparse.Namespace) -> None:
     """Load the base, draw one step, load the scorer; raises what these raise."""
     import torch
 

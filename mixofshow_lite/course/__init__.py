@@ -165,7 +165,7 @@ def show_source(*things: Callable) -> None:
 
 def check(number: str, answer, *more) -> None:
     """Check an answer to exercise `number` (a function or a value): says well done, or what is probably wrong."""
-    function = exercises.find(number)
+    function = exercises.find_exercise(number)
     if answer is None or answer is ... or answer is NotImplemented:
         raise AssertionError(f"Exercise {number} is still empty: write your answer above, then run the cell again.")
     function(answer, *more)

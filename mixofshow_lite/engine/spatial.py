@@ -48,7 +48,7 @@ def load_adapter(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-    where = find(str(name))
+    where = find_adapter(str(name))
     local = Path(where).is_dir()
     try:
         found = T2IAdapter.load_config(where, local_files_only=local).get("_class_name")
@@ -73,7 +73,7 @@ def load_adapter(
     return adapter.to(device).requires_grad_(False).eval()
 
 
-def find(name: str) -> str:
+def find_adapter(name: str) -> str:
     """The folder or hub id of an adapter."""
     maker, _, kind = name.partition("-")
     if maker == "pocket" and kind in KINDS:
@@ -103,7 +103,7 @@ def spatial_control(model: DiffusionModel, spatial: tuple | Sequence[tuple]) -> 
     """
     with ExitStack() as stack:
         for adapter, picture, scale in conditions(spatial):
-            check(model, adapter)
+            check_adapter(model, adapter)
             if isinstance(adapter, ControlNetModel):
                 stack.enter_context(layerwise_controlnet(model, adapter))
                 guide = ControlNetGuide(adapter, picture, scale, model.factor)
@@ -168,7 +168,7 @@ def controlnets(spatial: tuple | Sequence[tuple] | None) -> list[ControlNetModel
     return [adapter for adapter, *_ in conditions(spatial or []) if isinstance(adapter, ControlNetModel)]
 
 
-def check(model: DiffusionModel, adapter: T2IAdapter | ControlNetModel) -> None:
+def check_adapter(model: DiffusionModel, adapter: T2IAdapter | ControlNetModel) -> None:
     """Raise one sentence unless the adapter's features fit the model's U-Net."""
     of_net = isinstance(adapter, ControlNetModel)
     made_for = list(adapter.config.block_out_channels if of_net else adapter.config.channels)

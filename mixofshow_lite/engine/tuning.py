@@ -79,7 +79,7 @@ def tune(
     recipe = recipe_for(base, recipe)
     name, class_word = name or data.name, class_word or data.class_word
     words = tuple(words or (f"<{slug(name)}{i + 1}>" for i in range(len(recipe.init))))
-    check(recipe, words, class_word, base, steps)
+    check_words_and_steps(recipe, words, class_word, base, steps)
     phrase = " ".join((*words, class_word) if recipe.class_after else words)
     names = {"name": name, "words": words, "class_word": class_word, "phrase": phrase}
     steps = steps or recipe.steps or math.ceil(500 * len(data) / recipe.batch)
@@ -289,7 +289,7 @@ def check_kinds(base, data, *, seed, name, words, strip, accumulate, callback) -
     check_callback(callback)
 
 
-def check(
+def check_words_and_steps(
     recipe: Recipe, words: tuple[str, ...], class_word: str | None, base: DiffusionModel, steps: int | None
 ) -> None:
     """Raise one sentence on arguments that cannot be tuned with."""

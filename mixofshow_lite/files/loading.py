@@ -61,7 +61,7 @@ def load(name: str, device: str | torch.device | None, dtype: torch.dtype | None
     if not isinstance(dtype, torch.dtype | None):
         raise TypeError(f"dtype={dtype!r} is no precision of torch: give torch.float32, say.")
     usual = torch.float16 if device.type == "cuda" else torch.float32
-    folder, default_id = find(name, dtype or usual)
+    folder, default_id = find_base(name, dtype or usual)
     check_architecture(folder)
     verify(folder)
     about = read_about(folder)
@@ -88,7 +88,7 @@ def load(name: str, device: str | torch.device | None, dtype: torch.dtype | None
     return model
 
 
-def find(name: str, dtype: torch.dtype) -> tuple[Path, str]:
+def find_base(name: str, dtype: torch.dtype) -> tuple[Path, str]:
     """The folder of a base model and its default base id; downloads from the hub where the name is no folder."""
     if name == "pocket":
         from .resources import pocket_dir

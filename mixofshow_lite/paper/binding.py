@@ -64,7 +64,7 @@ FIRST = 0.4  # the fraction of the steps with friends of "regions, friends first
 WANTED = 0.9  # share of pictures of two subjects in which each is in its place
 
 
-def draw(model: DiffusionModel, cast: Cast, way: str, n: int, seed: int, condition: Callable | None) -> list:
+def draw_cast(model: DiffusionModel, cast: Cast, way: str, n: int, seed: int, condition: Callable | None) -> list:
     """n pictures of a cast in one of the ways; the same seeds in all of them."""
     if way in DRAWN:
         pictures = [drawn(cast, seed + i) for i in range(n)]
@@ -101,7 +101,7 @@ def crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.
     return Image.fromarray(np.pad(pixels, ((missing[0], 0), sides, (0, 0)), mode="edge"))
 
 
-def read(pictures: Sequence[Image.Image], cast: Cast, scorer: Scorer) -> list[dict]:
+def read_cast(pictures: Sequence[Image.Image], cast: Cast, scorer: Scorer) -> list[dict]:
     """The module's numbers of every picture of a cast, and `seen`: the class and colour read in each box."""
     n, actors = len(cast.actors), cast.actors
     crops = [crop(p, region.box) for p in pictures for region in cast.regions()]
@@ -147,8 +147,8 @@ def measure(
         dressed = any(actor.look.accessories for actor in cast.actors)
         kind = "concepts" if cast.actors[0].pictures else "words" if dressed else "plain words"
         for way in ways:
-            drawings = draw(model, cast, way, n, seed, condition)
-            for i, found in enumerate(read(drawings, cast, scorer)):
+            drawings = draw_cast(model, cast, way, n, seed, condition)
+            for i, found in enumerate(read_cast(drawings, cast, scorer)):
                 row = {"kind": kind, "way": way, "concept": cast.name, "seed": f"{mark}{seed + i}"}
                 rows.append(row | {"subjects": len(cast.actors)} | found | {"prompt": cast.direct})
                 pictures[cast.name, way, row["seed"]] = [drawings[i]]

@@ -76,7 +76,7 @@ def fusion_sweep(
             for way in labels:
                 fused, moved = fuse(base, list(concepts.values()), way, ways.get(way, {}))
                 for member, concept in concepts.items():
-                    drawn = draw(fused or base.with_concept(concept), concept.phrase, prompts, n)
+                    drawn = draw_held_out(fused or base.with_concept(concept), concept.phrase, prompts, n)
                     study.pictures.setdefault((member, way), [drawn[0], drawn[n]])
                     row = {"group": group, "way": way, "concept": member, "seed": seed}
                     row["identity"] = float(image_scores(drawn, data[member].pictures, scorer).mean())
@@ -99,7 +99,7 @@ def fuse(base: DiffusionModel, concepts: list, way: str, settings: Mapping) -> t
     return fused, drift(base, fused, DRAWN_FOR_DRIFT, seeds=(0, 1), progress=False).share
 
 
-def draw(model: DiffusionModel, phrase: str, prompts: Sequence[str], n: int) -> list:
+def draw_held_out(model: DiffusionModel, phrase: str, prompts: Sequence[str], n: int) -> list:
     """n pictures of a concept at every held-out place."""
     return [p for prompt in prompts for p in model.sample(prompt.format(phrase), n=n, seed=SEED, progress=False)]
 

@@ -35,7 +35,9 @@ PAIR = 192  # pixels: width of two pictures in a figure
 FREEZE_NORMS = (3.25, FREEZE_NORM, math.inf)  # 1.5 times as long as the model's own words, 1.9 times, no limit
 
 
-def draw(model: DiffusionModel, concept: Concept, n: int, prompt: str = PROMPT, seed: int = 100) -> list[Image.Image]:
+def draw_concept(
+    model: DiffusionModel, concept: Concept, n: int, prompt: str = PROMPT, seed: int = 100
+) -> list[Image.Image]:
     """n pictures of the concept; the same seeds for every model and concept."""
     return model.sample(prompt.format(concept.phrase), n=n, seed=seed, progress=False)
 
@@ -72,7 +74,7 @@ def observation_1(
             for recipe in recipes:
                 for seed in seeds:
                     concept = tuned(base, data[name], recipe, seed, folder, steps=steps)
-                    drawn = draw(base.with_concept(concept), concept, n)
+                    drawn = draw_concept(base.with_concept(concept), concept, n)
                     pictures.setdefault((name, recipe), drawn)
                     value = float(image_scores(drawn, data[name].pictures, scorer).mean())
                     rows.append({"domain": domain, "concept": name, "recipe": recipe, "seed": seed, "value": value})
@@ -128,7 +130,7 @@ def observation_2(
             for alpha in alphas:
                 features = {}
                 for name, concept in concepts.items():
-                    drawn = draw(base.with_concept(concept, alpha), concept, n)
+                    drawn = draw_concept(base.with_concept(concept, alpha), concept, n)
                     pictures.setdefault((name, f"{recipe} {alpha:g}"), drawn)
                     features[name] = scorer.image_features(drawn)
                 for name, x in features.items():
@@ -181,7 +183,7 @@ def word_length(
             row = {"recipe": recipe, "freeze_norm": norm, "setting": f"{recipe} {norm:g}", "seed": seed}
             row |= {"group": group, "concept": name}
             for alpha in (0.0, 1.0):
-                drawn = draw(base.with_concept(concept, alpha), concept, n)
+                drawn = draw_concept(base.with_concept(concept, alpha), concept, n)
                 pictures.setdefault((name, f"{recipe} {norm:g}, alpha {alpha:g}"), drawn)
                 features = scorer.image_features(drawn)
                 row[f"alignment_{alpha:g}"] = float((features @ references[name].T).mean())
@@ -277,7 +279,7 @@ def ablation(
                 concept = tuned(base, data[name], recipe, seed, folder, label=stair_label(label, recipe), steps=steps)
                 row = {"stair": label, "concept": name, "seed": seed}
                 for alpha in (0.0, 1.0):
-                    drawn = draw(base.with_concept(concept, alpha), concept, n)
+                    drawn = draw_concept(base.with_concept(concept, alpha), concept, n)
                     pictures.setdefault((name, f"{label} {alpha:g}"), drawn)
                     row[f"alignment_{alpha:g}"] = float(image_scores(drawn, data[name].pictures, scorer).mean())
                     row[f"identified_{alpha:g}"] = identified(scorer.image_features(drawn), references, name)

@@ -97,7 +97,7 @@ def sweep(
     if recipe not in RECIPES:
         raise ValueError(f"There is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}.")
     file, clock, scorer = Path(out) / "sweep.csv", Clock(minutes), load_scorer(scorer)
-    known = {tuple(row[k] for k in KEY) for row in read(file)}
+    known = {tuple(row[k] for k in KEY) for row in read_rows(file)}
     try:
         for seed in seeds:
             for label, settings in {"base": None, **trials(recipe, grid)}.items():
@@ -116,10 +116,10 @@ def sweep(
                     print(f"{label:20} {name:8} " + "  ".join(f"{k} {v:.3f}" for k, v in found.items()))
     except TimeUp:
         print("The time is used: run it again to go on.")
-    return [row for row in read(file) if row["fingerprint"] == base.fingerprint and row["recipe"] == recipe]
+    return [row for row in read_rows(file) if row["fingerprint"] == base.fingerprint and row["recipe"] == recipe]
 
 
-def read(file: str | Path) -> list[dict]:
+def read_rows(file: str | Path) -> list[dict]:
     """The rows of a sweep so far; none if there is no file. A row that an interruption cut is left out."""
     if not Path(file).is_file():
         return []

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..diffusion import guided_noise
-from ..engine.fusion.weight import check, updating
+from ..engine.fusion.weight import check_concepts, updating
 from ..files.concept import Concept
 from ..files.prompt_check import as_prompts
 from ..model import DiffusionModel, sampling_loop
@@ -38,7 +38,7 @@ class Composition:
     def __init__(self, base: DiffusionModel, concepts: Sequence[Concept], how: str = "composite", turn: int = TURN):
         if how not in HOW or turn < 1:
             raise ValueError(f"how={how!r}, turn={turn}: choose one of {', '.join(HOW)}, and a step a turn at least.")
-        concepts, w = check(base, concepts)
+        concepts, w = check_concepts(base, concepts)
         members, _ = updating(concepts, w)
         self.how, self.turn = how, turn
         self.members = [own_model(base, concepts, member) for member in members] or [base.with_words(*concepts)]

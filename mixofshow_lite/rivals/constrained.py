@@ -26,7 +26,7 @@ from ..engine.fusion.gradient import CONTEXT, TEXT, layer_report, stage_layers
 from ..engine.fusion.grams import feed, record_context
 from ..engine.fusion.report import STAGES, FusionReport
 from ..engine.fusion.settings import PLAIN_PROMPTS, Settings
-from ..engine.fusion.weight import NETS, averaged, check, layer_factors, updating, with_factors
+from ..engine.fusion.weight import NETS, averaged, check_concepts, layer_factors, updating, with_factors
 from ..files.concept import Concept, bind
 from ..files.warn import warn
 from ..model import DiffusionModel
@@ -50,7 +50,7 @@ def constrained_fusion(
     width of the text features; warns where concepts contradict each other.
     """
     chosen = Settings(prompts=prompts, plain=plain, ridge=ridge)
-    concepts, w = check(base, concepts)
+    concepts, w = check_concepts(base, concepts)
     worded = base.with_words(*concepts)
     concepts, w = updating(concepts, w)
     contexts = {concept.name: chosen.contexts(concept) for concept in concepts}

@@ -25,7 +25,7 @@ from ..engine import lora
 from ..engine.fusion import algebra
 from ..engine.fusion.grams import GramRecorder, feed
 from ..engine.fusion.settings import Settings
-from ..engine.fusion.weight import NETS, check, layer_factors, updated_layers, updating
+from ..engine.fusion.weight import NETS, check_concepts, layer_factors, updated_layers, updating
 from ..files.concept import Concept, LoRAFactors
 from ..model import DiffusionModel
 from .drawn import Drawn, draw_inputs, run
@@ -57,7 +57,7 @@ def iteris_fusion(
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: solve at least once.")
-    concepts, w = check(base, concepts)
+    concepts, w = check_concepts(base, concepts)
     members, _ = updating(concepts, w)
     recording, merged = recording or Settings(), None
     models = [own_model(base, concepts, member) for member in members]

@@ -20,7 +20,7 @@ from ..engine.fusion.gradient import record, stage_layers
 from ..engine.fusion.grams import Statistics, feed
 from ..engine.fusion.report import STAGES, FusionReport
 from ..engine.fusion.settings import Settings
-from ..engine.fusion.weight import NETS, check, layer_factors, updated_layers, updating, with_factors
+from ..engine.fusion.weight import NETS, check_concepts, layer_factors, updated_layers, updating, with_factors
 from ..files.concept import Concept, LoRAFactors
 from ..model import DiffusionModel
 
@@ -35,7 +35,7 @@ def merge_factors(
 
     Concepts that leave a layer alone are not handed to the merge of that layer. Raises ValueError on unusable concepts.
     """
-    concepts, w = check(base, concepts)
+    concepts, w = check_concepts(base, concepts)
     members, _ = updating(concepts, w)
     factors: dict[str, LoRAFactors] = {net: {} for net in NETS}
     for net in NETS:
@@ -59,7 +59,7 @@ def merge_recorded(
     Each concept is recorded under its own model in all layers, as these rivals' authors have it; gradient fusion
     records each stage with the earlier ones fused. Raises ValueError on unusable concepts.
     """
-    concepts, w = check(base, concepts)
+    concepts, w = check_concepts(base, concepts)
     members, _ = updating(concepts, w)
     recording, factors = recording or Settings(), {net: {} for net in NETS}
     with tqdm(total=len(STAGES) * len(members), disable=not progress, desc="merging", leave=False) as bar:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..attention import cross_attention, layer_size, split_heads
 from ..engine import lora
 from ..engine.fusion.grams import CONTEXT_LINEAR
-from ..engine.fusion.weight import check
+from ..engine.fusion.weight import check_concepts
 from ..engine.masks import Region, check_regions, region_weights
 from ..engine.regional import regional_attention
 from ..files.concept import Concept
@@ -37,7 +37,7 @@ class MaskedLoRAs:
     """Draws regions, each with the LoRA of the concept that its prompt names. ValueError on unusable concepts."""
 
     def __init__(self, base: DiffusionModel, concepts: Sequence[Concept]):
-        self.concepts, _ = check(base, concepts)
+        self.concepts, _ = check_concepts(base, concepts)
         self.base = base.with_words(*self.concepts)
         self.models = {concept.name: own_model(base, self.concepts, concept) for concept in self.concepts}
 

@@ -21,7 +21,7 @@ from ..engine import lora
 from ..engine.arguments import SEEDS, check_number, check_whole, shown
 from ..engine.fusion import algebra
 from ..engine.fusion.report import FusionReport
-from ..engine.fusion.weight import NETS, check, layer_factors, updated_layers, with_factors
+from ..engine.fusion.weight import NETS, check_concepts, layer_factors, updated_layers, with_factors
 from ..files.concept import Concept, LoRAFactors
 from ..model import DiffusionModel
 
@@ -44,7 +44,7 @@ def peft_fusion(
     (default 0.5), svd_rank, majority_sign_method. `seed` decides what `dare` drops. Raises ValueError in one sentence
     on unusable concepts and on what peft refuses, such as `ties` of different ranks.
     """
-    concepts, w = check(base, concepts, weights, normalise=False)
+    concepts, w = check_concepts(base, concepts, weights, normalise=False)
     check_whole("seed", seed, *SEEDS)
     check_number("density", options.get("density", DENSITY), 0, 1)
     if not isinstance(method, str):

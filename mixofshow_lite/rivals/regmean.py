@@ -25,7 +25,7 @@ from ..engine import lora
 from ..engine.fusion import algebra
 from ..engine.fusion.grams import GramRecorder
 from ..engine.fusion.settings import Settings
-from ..engine.fusion.weight import NETS, check, updated_layers, updating, with_factors
+from ..engine.fusion.weight import NETS, check_concepts, updated_layers, updating, with_factors
 from ..files.concept import Concept
 from ..model import DiffusionModel
 from .drawn import draw_inputs, run
@@ -62,7 +62,7 @@ def regmean_plusplus_fusion(
     Raises ValueError on a share outside 0..1 or unusable concepts.
     """
     merge = regression(off_diagonal)
-    concepts, w = check(base, concepts)
+    concepts, w = check_concepts(base, concepts)
     members, _ = updating(concepts, w)
     recording, factors = recording or Settings(), {net: {} for net in NETS}
     drawn = [draw_inputs(own_model(base, concepts, member), member, recording) for member in members]

@@ -55,7 +55,7 @@ def refuse(mine, wrong, hint: str) -> None:
             raise AssertionError(hint)
 
 
-def find(number: str) -> Callable:
+def find_exercise(number: str) -> Callable:
     """The check of an exercise; KeyError with the known ones in a sentence."""
     everything()
     if number not in CHECKS:

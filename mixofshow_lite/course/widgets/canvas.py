@@ -27,7 +27,7 @@ from ...files.pictures import open_picture, plain
 from . import scene
 from .drawing import render_regions
 from .page import STYLE, module
-from .sampling import Cancelled, Sample, data_url, draw, to_bytes
+from .sampling import Cancelled, Sample, data_url, draw_picture, to_bytes
 
 HISTORY = 24  # samples kept
 THUMBNAIL = 160  # pixels
@@ -215,7 +215,7 @@ class RegionCanvas(anywidget.AnyWidget):
         last = {"type": "stopped"}
         try:
             show(0, None)
-            made = draw(self.model, **request, show=show, every=self.every or max(1, steps // 8), **options)
+            made = draw_picture(self.model, **request, show=show, every=self.every or max(1, steps // 8), **options)
             self._keep(made, entries)
             last = {"type": "done", "silent": [e["name"] for e in entries if not e["prompt"].strip()]}
         except Cancelled:

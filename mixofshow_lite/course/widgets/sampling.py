@@ -33,7 +33,7 @@ class Sample:
         )
 
 
-def draw(
+def draw_picture(
     model,
     prompt: str,
     regions: Sequence[Region] = (),

@@ -62,8 +62,8 @@ def drift(
             f"seeds={seeds}, {len(prompts)} prompts: drift needs two different seeds and a prompt at least."
         )
     settings = {"steps": steps, "guidance": guidance, "size": size, "progress": progress}
-    z0, x0 = draw(base, prompts, seeds, settings)
-    z1, x1 = draw(fused, prompts, seeds, settings)
+    z0, x0 = draw_from_seeds(base, prompts, seeds, settings)
+    z1, x1 = draw_from_seeds(fused, prompts, seeds, settings)
     moved = (x1 - x0).square().flatten(2).mean(dim=(0, 2))  # (P,)
     others = x0 - x0.mean(dim=0, keepdim=True)
     # Twice the unbiased variance over seeds is the mean squared difference of two of them.
@@ -72,7 +72,9 @@ def drift(
     return Drift((z1 - z0).square().mean().item(), moved.mean().item(), spread.mean().item(), by_prompt)
 
 
-def draw(model: DiffusionModel, prompts: list[str], seeds: list[int], settings: dict) -> tuple[Tensor, Tensor]:
+def draw_from_seeds(
+    model: DiffusionModel, prompts: list[str], seeds: list[int], settings: dict
+) -> tuple[Tensor, Tensor]:
     """Final latents (S, P, C, h, w) and pictures (S, P, H, W, 3) in 0..1 of every prompt from every seed."""
     all_latents, all_pictures = [], []
     for seed in seeds:

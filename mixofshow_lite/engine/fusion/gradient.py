@@ -37,7 +37,7 @@ from .memory import Column, Memory, digest, gram_bytes
 from .report import STAGES, FusionReport, LayerReport
 from .ridge import leave_one_out
 from .settings import Settings
-from .weight import check, layer_factors, updated_layers, updating, with_factors
+from .weight import check_concepts, layer_factors, updated_layers, updating, with_factors
 
 TEXT, CONTEXT, SPATIAL = STAGES
 NO_CONCEPT = ""  # stands for "no concept" where a concept's name is asked for: the preservation rows
@@ -68,7 +68,7 @@ def gradient_fusion(
     if not isinstance(memory, Memory | None):
         raise TypeError(f"memory={memory!r} is no Memory: leave it out, or give Memory(folder).")
     chosen = Settings.of(solver=solver, **settings)
-    concepts, w = check(base, concepts, weights)
+    concepts, w = check_concepts(base, concepts, weights)
     fusion = Fusion(base, concepts, w, chosen)
     total = len(STAGES) * (len(concepts) + (chosen.preserve > 0)) * (1 + chosen.refine)
     with tqdm(total=total, disable=not progress, desc="fusing", leave=False) as bar:
@@ -330,7 +330,7 @@ def explain(
 
     Raises ValueError if the model was not fused or the memory does not hold all concepts.
     """
-    concepts, w = updating(*check(base, concepts))
+    concepts, w = updating(*check_concepts(base, concepts))
     solutions = getattr(fused.report, "factors", None)
     if solutions is None:
         raise ValueError("This model was not fused, there is nothing to explain: fuse the concepts first.")

@@ -114,11 +114,11 @@ class Memory:
         file = self.file(name, stage)
         with atomic_file(file) as temporary:
             save_file(tensors, temporary, metadata=about)
-        return read(file)[2]
+        return read_statistics(file)[2]
 
     def _read(self, file: Path) -> None:
         try:
-            name, stage, statistics = read(file)
+            name, stage, statistics = read_statistics(file)
         except Exception:
             warn(f"{file} cannot be read: what it held will be recorded again.")
             file.unlink(missing_ok=True)
@@ -126,7 +126,7 @@ class Memory:
         self.kept[name, stage] = statistics
 
 
-def read(file: Path) -> tuple[str, str, Statistics]:
+def read_statistics(file: Path) -> tuple[str, str, Statistics]:
     """(concept name, stage, statistics) of one file; the Grams stay on disk until they are looked at."""
     with safe_open(file, "pt") as stored:
         about = stored.metadata()

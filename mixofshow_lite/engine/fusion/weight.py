@@ -33,7 +33,7 @@ def weight_fusion(
     A concept without updates just adds its words and has no share in the average. Raises ValueError with one sentence
     on unusable concepts or weights. The base and the concepts stay as they are.
     """
-    concepts, w = check(base, concepts, weights, normalise)
+    concepts, w = check_concepts(base, concepts, weights, normalise)
     members, shares = updating(concepts, w) if normalise else (concepts, w)
     factors = {net: averaged(base, members, net, updated_layers(members, net), shares) for net in NETS}
     fused = with_factors(base.with_words(*concepts), factors)
@@ -56,7 +56,7 @@ def updating(concepts: Sequence[Concept], w: Tensor) -> tuple[list[Concept], Ten
     return [concepts[i] for i in kept], (w[kept] * (w.sum() / share) if share > 0 else w[kept])
 
 
-def check(
+def check_concepts(
     base: DiffusionModel, concepts: Sequence[Concept], weights: Sequence[float] | None = None, normalise: bool = True
 ) -> tuple[list[Concept], Tensor]:
     """The concepts sorted by name, so that their order never matters, and their weights (n,) in float64."""
