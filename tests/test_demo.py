@@ -165,7 +165,7 @@ def test_each_concept_is_drawn_in_its_own_region(monkeypatch):
 
     model = Model()
     a, b = Named("<a1> <a2>"), Named("<b1> <b2>")
-    rows = module.draw(model, (a, b), {"weight fused": model, "gradient fused": model}, (a, b), 2, 5, False)
+    rows = module.draw_rows(model, (a, b), {"weight fused": model, "gradient fused": model}, (a, b), 2, 5, False)
     assert len({str(settings) for *_, settings in model.asked}) == 1  # the same seeds everywhere
     assert rows["both, direct"][0] == ["a <a1> <a2> and a <b1> <b2> on the beach"]
     prompt, regions, _ = model.asked[-1]
