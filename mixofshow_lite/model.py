@@ -108,7 +108,9 @@ class DiffusionModel:
         if not is_number(alpha):
             raise ValueError(f"alpha={alpha}: give a finite number, 1 for the whole update.")
         model = self.with_words(concept)
-        for net, factors in concept.lora.items() if alpha else ():
+        if alpha == 0:
+            return model
+        for net, factors in concept.lora.items():
             deltas = {name: lora.delta(down, up, alpha * concept.scale) for name, (down, up) in factors.items()}
             lora.add_deltas(getattr(model, net), deltas)
         return model

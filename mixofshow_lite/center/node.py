@@ -116,8 +116,9 @@ class CenterNode:
     def fuse(self, exact: bool = False, progress: bool = True) -> DiffusionModel:
         """The members' fused model; `exact` samples again those members whose recordings other members have changed."""
         self.memory.forget(stage=CONTEXT)
-        for name in self._stale() if exact else ():
-            self.memory.forget(concept=name, stage=SPATIAL)
+        if exact:
+            for name in self._stale():
+                self.memory.forget(concept=name, stage=SPATIAL)
         return self._fuse(self.memory, progress)
 
     def stale(self) -> list[str]:

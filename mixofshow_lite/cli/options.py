@@ -165,7 +165,9 @@ def check_clashes(folders: list[Path]) -> None:
 def class_word_in(folder: Path) -> str | None:
     """The class word that the metadata.jsonl of a folder of pictures gives, None if it gives none."""
     file = folder / "metadata.jsonl"
-    for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines() if file.is_file() else ():
+    if not file.is_file():
+        return None
+    for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -325,9 +325,10 @@ def attach(model: DiffusionModel, recipe: Recipe, seed: int, gradient_checkpoint
         if recipe.down_std is not None:
             for net in (model.text_encoder, model.unet):
                 lora.start_normal(net, recipe.down_std)
-        for net in (model.text_encoder, model.unet) if recipe.slot is not None else ():
-            if lora.attached(net):
-                lora.start_orthogonal(net, recipe.slot)
+        if recipe.slot is not None:
+            for net in (model.text_encoder, model.unet):
+                if lora.attached(net):
+                    lora.start_orthogonal(net, recipe.slot)
     if gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
         enable = getattr(model.text_encoder, "activation_checkpointing_enable", None)  # since transformers 5.23

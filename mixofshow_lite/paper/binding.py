@@ -181,7 +181,8 @@ def binding(
     ways = (*DRAWN, *WAYS, *(POSED if condition else ()))
     casts = [*word_casts(), *word_casts(pairs=12, triples=0, seed=1, dressed=False)] if casts is None else casts
     rows, pictures = measure(base, casts, ways, n, SEED, scorer, condition)
-    for tuning_seed in seeds if names else ():
+    tuning_seeds = seeds if names else []
+    for tuning_seed in tuning_seeds:
         concepts = [tuned(base, data[name], "ed_lora", tuning_seed, folder, steps=steps) for name in names]
         fused = gradient_fusion(base, concepts, progress=False)
         drawings = measure(

@@ -231,7 +231,9 @@ def means_of(rows: Sequence[dict], size: int, label: str) -> dict[str, float | N
     """The mean of every number over the members of one size; None where a way has none. {} if it was not measured."""
     own = [row for row in rows if row["size"] == size and row["way"] == label]
     found = {}
-    for number in NUMBERS if own else ():
+    if not own:
+        return found
+    for number in NUMBERS:
         values = [row[number] for row in own if np.isfinite(row[number])]
         found[number] = round(float(np.mean(values)), 4) if values else None
     return found

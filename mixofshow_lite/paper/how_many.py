@@ -97,9 +97,10 @@ def judged(base: DiffusionModel, rows: Sequence[dict], **options) -> Study:
             found = difference(rows, "setting", f"{way}, {size}", f"{averaged}, {size}", "kept")
             study.claim(f"{size} concepts: {way} keeps more than {averaged}", found)
     few, many = sizes[0], sizes[-1]
-    for way in ways if few < many else ():
-        found = difference(rows, "setting", f"{way}, {few}", f"{way}, {many}", "kept")
-        study.claim(f"{way}: {many} concepts in one model lose more than {few}", found)
+    if few < many:
+        for way in ways:
+            found = difference(rows, "setting", f"{way}, {few}", f"{way}, {many}", "kept")
+            study.claim(f"{way}: {many} concepts in one model lose more than {few}", found)
     table = study.table("way", "size", value="kept")
     study.about["kept"] = {way: {size: round(table[way, size][0], 4) for size in sizes} for way in ways}
     study.figure = figure(study, sizes, ways)

@@ -199,9 +199,10 @@ def word_length(
     )
     random_row = embedding_std(base.text_encoder) * base.text_encoder.config.hidden_size**0.5  # its length
     limits = {x: "no limit" if math.isinf(x) else f"{x * random_row:.3g}" for x in freeze_norms}
-    for norm, limit in limits.items() if {"lora", "ed_lora"} <= set(recipes) else ():
-        found = difference(rows, "setting", f"ed_lora {norm:g}", f"lora {norm:g}", "alignment_0")
-        study.claim(f"a word's length, {limit}: ED-LoRA's words alone are more like the concept than LoRA's", found)
+    if {"lora", "ed_lora"} <= set(recipes):
+        for norm, limit in limits.items():
+            found = difference(rows, "setting", f"ed_lora {norm:g}", f"lora {norm:g}", "alignment_0")
+            study.claim(f"a word's length, {limit}: ED-LoRA's words alone are more like the concept than LoRA's", found)
     study.figure = limit_figure(study, limits, recipes)
     return study
 

@@ -65,8 +65,10 @@ def merge_recorded(
     with tqdm(total=len(STAGES) * len(members), disable=not progress, desc="merging", leave=False) as bar:
         for stage in STAGES:  # one after the other, so that only one stage's Grams are held at once
             net, names = stage_layers(members, stage)
+            if not names:
+                continue
             seen = []
-            for member in members if names else ():
+            for member in members:
                 seen.append(record_own(own_model(base, concepts, member), member, stage, names, recording))
                 bar.update()
             for name in names:

@@ -135,7 +135,9 @@ class Fusion:
     def again(self, memory: Memory, scratch: Memory, stage: str, bar) -> list[Statistics]:
         """Every concept's statistics in a stage, half as in the first pass, half under the fused model itself."""
         names, fused, found = stage_layers(self.concepts, stage)[1], self.model(), []
-        for concept in self.sources() if names else ():
+        if not names:
+            return found
+        for concept in self.sources():
             name = concept.name if concept else NO_CONCEPT
             seen = self.record(fused, concept, None, stage, names)
             found.append(scratch.put(name, stage, memory.kept[name, stage].mixed(seen, share=0.5)))
