@@ -46,8 +46,9 @@ test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 $(NOTEBOOKS))
 
+# The root is the checkout, so that the notebooks' links to source files open.
 lab: $(VENV)/.lab
-	$(BIN)/jupyter lab $(if $(NOTEBOOKS),notebooks) $(ARGS)
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 # Speed and memory as ratios within one run, saved to data/results/bench_*.json: sampling and tuning, fusion (Stable
 # Diffusion 1.5's layer sizes too; most of an hour on two cores), regions; and what tuning needs there, estimated.

@@ -1,12 +1,13 @@
 """A page that needs no installation: sliders over pictures drawn beforehand, in one file: python .ci/play.py
 
 Four panels: the LoRA weight alpha (paper 3.3.1), the way to fuse (3.2, 3.3.2), the ridge, regions (3.4). The pictures
-are drawn once by the library (some minutes) into out/site/play and kept there; out/site/play.html holds them all and
-asks no server for anything.
+are drawn once by the library (some minutes) into a folder of out/play that is named after all they depend on, and kept
+there; out/site/play.html holds them all and asks no server for anything.
 """
 
 import base64
 import functools
+import hashlib
 import html
 import io
 import json
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from PIL import Image
 
-SITE = Path(__file__).resolve().parents[1] / "out" / "site"
+OUT = Path(__file__).resolve().parents[1] / "out"
+SITE = OUT / "site"
 NAMES, SEEDS, PLACE = ("bibi", "momo"), 3, "on the beach"
 ALPHAS, RIDGES = (0, 0.25, 0.5, 0.75, 1), (0.001, 0.03, 0.3, 3.0)
 TEXTS = {  # of each panel: its title, what to look for
@@ -44,16 +46,26 @@ def kept(file: Path, draw: Callable[[], Image.Image]) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def drawn(folder: Path) -> Iterator[Panel]:
-    """The four panels, drawn by the library on the pocket model; what is in the folder is not drawn again."""
+def state(fingerprint: str, digests: list[str]) -> str:
+    """A name for all that the pictures depend on: the base's weights, the concepts', and the numbers above."""
+    parts = (fingerprint, digests, NAMES, SEEDS, PLACE, ALPHAS, RIDGES)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def drawn(place: Path) -> Iterator[Panel]:
+    """The four panels, drawn by the library on the pocket model; what `place` has of this model is not drawn again."""
     import mixofshow_lite as mos
     from mixofshow_lite import course
+    from mixofshow_lite.engine.fusion.memory import Memory, digest
     from mixofshow_lite.files.grid import grid
 
     kit = course.setup("pocket")
     concepts = [mos.Concept.load(kit.tuned / f"{name}-ed_lora-0", kit.base) for name in NAMES]
+    folder = place / state(kit.base.fingerprint, [digest(concept) for concept in concepts])
 
-    fused = functools.cache(lambda ridge=None: mos.gradient_fusion(kit.base, concepts, ridge=ridge, progress=False))
+    memory = Memory()  # what is recorded is the same for every ridge
+    fuse = functools.partial(mos.gradient_fusion, kit.base, concepts, memory=memory, progress=False)
+    fused = functools.cache(lambda ridge=None: fuse(ridge=ridge))
 
     def each(models) -> Image.Image:
         """A row a concept, drawn by its model from the same noise."""
@@ -63,6 +75,10 @@ def drawn(folder: Path) -> Iterator[Panel]:
             rows[concept.name] = model.sample(prompt, n=SEEDS, seed=7, progress=False)
         return grid(rows, side=160)
 
+    @functools.cache
+    def alone(alpha) -> Image.Image:
+        return each([kit.base.with_concept(concept, alpha) for concept in concepts])
+
     def together(prompt=f"two friends {PLACE}", **how) -> Image.Image:
         return grid([fused().sample(prompt, n=SEEDS, seed=3, progress=False, **how)], side=160)
 
@@ -70,9 +86,9 @@ def drawn(folder: Path) -> Iterator[Panel]:
         return together(regions=mos.side_by_side(friends, PLACE), isolate=True)
 
     one, other = (f"a {concept.phrase}" for concept in concepts)
-    weights = {f"alpha {a:g}": lambda a=a: each([kit.base.with_concept(c, a) for c in concepts]) for a in ALPHAS}
+    weights = {f"alpha {a:g}": lambda a=a: alone(a) for a in ALPHAS}
     ways = {
-        "each alone": lambda: each([kit.base.with_concept(concept) for concept in concepts]),
+        "each alone": lambda: alone(1),
         "averaged (Eq. 2)": lambda: each([mos.weight_fusion(kit.base, concepts)] * 2),
         "plain sum": lambda: each([mos.weight_fusion(kit.base, concepts, normalise=False)] * 2),
         "gradient fusion": lambda: each([fused()] * 2),
@@ -139,6 +155,7 @@ def page(panels: list[Panel]) -> str:
 
 
 if __name__ == "__main__":
-    made = page(list(drawn(SITE / "play")))
+    made = page(list(drawn(OUT / "play")))
+    SITE.mkdir(parents=True, exist_ok=True)
     (SITE / "play.html").write_text(made, encoding="utf-8")
     print(f"{SITE / 'play.html'}: {len(made) / 1e6:.1f} MB")

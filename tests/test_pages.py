@@ -1,8 +1,12 @@
 """The offline pack, slides and the site: made from the notebooks as they are."""
 
 import importlib.util
+import platform
 import re
+import runpy
+import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -113,12 +117,57 @@ def test_the_teachers_page_is_one_of_the_site(tmp_path):
     assert 'href="TEACHING.html"' in index and "<table" in (tmp_path / "TEACHING.html").read_text()
 
 
-def test_the_offline_pack_is_complete(tmp_path):
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    """The pack without its wheels, and the commands that would make them."""
     commands = []
-    place = offline.pack(tmp_path / "pack", ["--quiet"], run=lambda command, check: commands.append(command))
+    place = tmp_path_factory.mktemp("offline") / "pack"
+    return offline.pack(place, ["--quiet"], run=lambda command, check: commands.append(command)), commands
+
+
+def test_the_offline_pack_is_complete(pack):
+    place, commands = pack
     assert commands[0][1:4] == ["-m", "pip", "wheel"] and commands[0][-2:] == ["--quiet", f"{ROOT}[metrics,lab]"]
     there = {file.name for file in (place / "notebooks").iterdir()}
     assert there == {f.name for f in (ROOT / "notebooks").iterdir() if f.suffix in (".ipynb", ".md")}
-    text = (place / "install.py").read_text()
-    compile(text, "install.py", "exec")
-    assert "--no-index" in text and repr(sys.version_info[:2]) in text and "mixofshow_lite[metrics,lab]" in text
+
+
+def test_links_in_the_offline_pack_lead_somewhere(pack):
+    place, _ = pack
+    found = [
+        (file.parent / link)
+        for file in (place / "notebooks").iterdir()
+        for link in re.findall(r"\]\(((?:\.\./)?[\w./-]+\.(?:py|md|webp|ipynb))\b", file.read_text(encoding="utf-8"))
+    ]
+    assert len(found) > 20 and [str(link) for link in found if not link.is_file()] == []
+
+
+def install(pack, monkeypatch, *arguments):
+    """Run the pack's install.py up to pip and the environment; the commands it gives."""
+    commands = []
+    monkeypatch.setattr(venv, "create", lambda folder, with_pip: commands.append(folder))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    monkeypatch.setattr(sys, "argv", ["install.py", *arguments])
+    runpy.run_path(str(pack / "install.py"))
+    return commands
+
+
+def test_install_makes_an_environment_and_keeps_a_students_notebook(pack, monkeypatch, tmp_path, capsys):
+    place, student = tmp_path / "here", tmp_path / "here" / "notebooks" / "00_in_ten_minutes.ipynb"
+    made, pip = install(pack[0], monkeypatch, str(place))
+    assert made == place / "environment" and "--no-index" in pip and pip[-1] == "mixofshow_lite[metrics,lab]"
+    assert pip[pip.index("--find-links") + 1] == str(pack[0] / "wheels")
+    assert (place / "files" / "mixofshow_lite" / "fusion.py").is_file()
+    assert f'--ServerApp.root_dir="{place}"' in capsys.readouterr().out
+    student.write_text("my answers")
+    install(pack[0], monkeypatch, str(place))
+    assert student.read_text() == "my answers"
+
+
+def test_install_refuses_another_python_and_another_system(pack, monkeypatch, tmp_path):
+    monkeypatch.setattr(platform, "machine", lambda: "abacus")
+    with pytest.raises(SystemExit, match="this is .* on abacus"):
+        install(pack[0], monkeypatch, str(tmp_path))
+    monkeypatch.setattr(sys, "version_info", (3, 2, 0))
+    with pytest.raises(SystemExit, match="this is 3.2"):
+        install(pack[0], monkeypatch, str(tmp_path))

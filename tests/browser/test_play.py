@@ -69,3 +69,12 @@ def test_what_is_drawn_is_kept(play, tmp_path):
         panel = play.panel_of(tmp_path / "play", "alpha", "t", "s", {"a": draw, "b": draw})
         assert [label for label, _ in panel.stops] == ["a", "b"] and panel.stops[0][1].size == (8, 8)
     assert len(drawn) == 2
+
+
+def test_other_weights_or_numbers_are_drawn_anew(play, monkeypatch):
+    before = play.state("base", ["bibi's", "momo's"])
+    assert before == play.state("base", ["bibi's", "momo's"])
+    assert before != play.state("another base", ["bibi's", "momo's"])
+    assert before != play.state("base", ["bibi's, tuned again", "momo's"])
+    monkeypatch.setattr(play, "RIDGES", (0.5,))
+    assert before != play.state("base", ["bibi's", "momo's"])
