@@ -22,6 +22,7 @@ from diffusers import DDPMScheduler, T2IAdapter
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
+from ...files.writing import atomic_file
 from ...model import DiffusionModel, load_base
 from .. import world
 from ..conditions import KINDS, draw_condition
@@ -61,8 +62,8 @@ def condition_cache(work: str | Path, kind: str, rows: list[dict], size: int) ->
         jobs = [(kind, parameters[a : a + 250], size) for a in range(0, len(rows), 250)]
         with ProcessPoolExecutor() as pool:
             drawn = np.concatenate(list(pool.map(_chunk, jobs)))
-        np.save(file.with_suffix(".part.npy"), drawn)
-        file.with_suffix(".part.npy").replace(file)
+        with atomic_file(file) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, drawn)
     return np.load(file, mmap_mode="r")
 
 

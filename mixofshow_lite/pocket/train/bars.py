@@ -25,7 +25,6 @@ the first version had: a third of it is the bar.
 import argparse
 import itertools
 import json
-import os
 import subprocess
 import sys
 import time
@@ -41,6 +40,7 @@ from ...engine.evaluation import Scorer, choose, load_scorer
 from ...engine.regional import side_by_side
 from ...files.data import ConceptData
 from ...files.resources import concepts_dir
+from ...files.writing import write_text
 from ...model import DiffusionModel, load_base
 from ..captions import COUNTS, PLACES, article
 from ..concepts import CONCEPTS
@@ -404,9 +404,7 @@ def verdicts(result: dict) -> dict:
 
 def save(result: dict, out: Path) -> None:
     """Write the JSON, all or nothing, and drop the readings kept beside it."""
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, out)
+    write_text(out, json.dumps(result, indent=1) + "\n")
     out.with_suffix(".part.jsonl").unlink(missing_ok=True)
 
 

@@ -17,7 +17,6 @@ import argparse
 import functools
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...engine.evaluation import Scorer, choose, folder_tokenizer, load_scorer
 from ...files.resources import data_dir
-from ...files.writing import CLIP, atomic_folder
+from ...files.writing import CLIP, atomic_file, atomic_folder
 from ..captions import PLACES, article
 from ..world import (
     ACCESSORIES,
@@ -316,9 +315,9 @@ def _length(tokenizer: Path) -> int:
 
 
 def _save_state(path: Path, parts: dict, step: int, spent: float) -> None:
-    temporary = path.with_suffix(".part")
-    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step, "spent": spent}, temporary)
-    os.replace(temporary, path)
+    state = {name: part.state_dict() for name, part in parts.items()} | {"step": step, "spent": spent}
+    with atomic_file(path) as temporary:
+        torch.save(state, temporary)
 
 
 def export(model, config: dict, tokenizer: Path, folder: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files.writing import write_text
 from .. import captions, world
 from ..characters import CHARACTERS
 from ..concepts import CONCEPTS
@@ -133,9 +134,7 @@ def render_cache(folder, n: int, seed: int = 0, wide: bool = False, workers: int
         chunks = list(pool.map(_chunk, jobs))
     rows = [row for chunk, _ in chunks for row in chunk]
     np.save(folder / "cells.npy", np.concatenate([covers for _, covers in chunks]))
-    partial = done.with_suffix(".part")
-    partial.write_text("\n".join(rows))
-    partial.replace(done)
+    write_text(done, "\n".join(rows))
     return folder
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 from ...files.loading import write_for_old_loaders
+from ...files.writing import atomic_file
 from .. import world
 from . import anatomy, data, muon, tokens
 
@@ -142,8 +143,8 @@ class Run:
         state = {key: m.state_dict() for key, m in self.modules.items()}
         state |= {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()}
         state |= {"ema": self.ema.state_dict(), "step": self.step, "spent": self.budget.spent}
-        torch.save(state, self.file.with_suffix(".part"))
-        self.file.with_suffix(".part").replace(self.file)
+        with atomic_file(self.file) as temporary:
+            torch.save(state, temporary)
 
     def load_ema(self):
         self.ema.copy_to(self.params)
@@ -290,8 +291,8 @@ def encode(args, device, vae, tokenizer):
             for i in range(0, len(images), 64):
                 d = vae.encode(to_tensor(images[i : i + 64], device)).latent_dist
                 moments.append(torch.cat([d.mean, d.std], 1).half().cpu().numpy())
-        np.save(file.with_suffix(".part.npy"), np.concatenate(moments))
-        file.with_suffix(".part.npy").replace(file)
+        with atomic_file(file) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, np.concatenate(moments))
     if dist.is_initialized() and dist.get_rank() == 0:
         dist.barrier()
     cover = torch.from_numpy(np.load(folder / "cells.npy")).to(device)

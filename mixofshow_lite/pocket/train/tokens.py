@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
+from ...files.writing import write_text
 from .. import captions, world
 from .anatomy import TOKENS
 
@@ -77,9 +78,7 @@ def build_tokenizer(folder, words: list[str] | None = None, length: int = TOKENS
     (folder / "words.txt").write_text("\n".join(words) + "\n")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END, "model_max_length": length}
     settings = json.dumps({"tokenizer_class": "CLIPTokenizer", **special}, indent=2)
-    part = folder / "tokenizer_config.part"
-    part.write_text(settings)
-    part.replace(folder / "tokenizer_config.json")  # last: with it the folder is complete
+    write_text(folder / "tokenizer_config.json", settings)  # last: with it the folder is complete
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=length)
     split = [w for w in words if len(tokenizer(w).input_ids) != 3]
     if split:
