@@ -159,7 +159,7 @@ def test_float64_is_made_on_the_cpu():
 
 
 def test_files_and_folders_get_their_names_in_one_place():
-    """Writing all or nothing is files/writing.py's: a second way has faults of its own (and once deleted photos)."""
+    """Writing all or nothing is files/writing.py's: a second way has faults of its own."""
     moves = re.compile(r"os\.(replace|rename)\(|shutil\.move\(|\.rename\(|with_suffix\([^)]*\)\.replace\(")
     found = {str(path.relative_to(PACKAGE)) for path in modules() if moves.search(path.read_text())}
     # Loading rewrites a file inside a folder that is not yet in its place.
