@@ -222,3 +222,14 @@ def test_a_frame_slider_shows_the_frame_it_stands_at():
     move.value = "0"
     assert slider.label == "0" and shown_by(slider.widget).getpixel((0, 0)) == (255, 0, 0)
     assert panel.VIEW in slider._repr_mimebundle_()
+
+
+def test_no_panel_stretches_its_picture(play):
+    """A VBox makes a child as wide as the cell unless the child says otherwise: small pictures were blown up in Lab."""
+    pytest.importorskip("ipywidgets", reason="pip install '.[lab]'")
+    from mixofshow_lite.course.widgets import AlphaSlider, CharacterStudio
+
+    frames = panel.FrameSlider({0: plain("red")})
+    for shown in (play, frames, AlphaSlider({0: {"a": plain("red")}, 1: {"a": plain("blue")}}), CharacterStudio()):
+        (picture,) = [child for child in shown.widget.children if hasattr(child, "format")]
+        assert picture.layout.align_self == "flex-start", repr(shown)

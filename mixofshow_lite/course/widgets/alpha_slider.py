@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from PIL import Image, ImageDraw, ImageFont
 
 from ...files.grid import INK, PAPER, grid
-from .panel import Panel
+from .panel import Panel, shown_picture
 from .sampling import to_bytes
 
 Frames = Mapping[float, Mapping[str, Image.Image]]  # alpha -> label -> picture
@@ -108,7 +108,7 @@ class AlphaSlider(Panel):
         options = [(f"{alpha:g}", alpha) for alpha in self.frames]
         slider = ipywidgets.SelectionSlider(options=options, value=self.alpha, description="LoRA weight")
         slider.observe(lambda change: setattr(self, "alpha", change["new"]), names="value")
-        return ipywidgets.VBox([slider, ipywidgets.Image(value=to_bytes(self.picture), format="png")])
+        return ipywidgets.VBox([slider, shown_picture(self.picture)])
 
     def __repr__(self) -> str:
         labels = ", ".join(next(iter(self.frames.values())))

@@ -48,6 +48,13 @@ class Panel:
         return {**shown, VIEW: view}
 
 
+def shown_picture(picture: Image.Image):
+    """An ipywidgets image in its own size: without `align_self` a VBox would stretch it as wide as the cell."""
+    import ipywidgets
+
+    return ipywidgets.Image(value=to_bytes(picture), format="png", layout={"align_self": "flex-start"})
+
+
 def render_frame(frames: Mapping[str, Image.Image], label: str) -> Image.Image:
     """The frame of one label; raises ValueError with the known ones in a sentence."""
     if label not in frames:
@@ -75,7 +82,7 @@ class FrameSlider(Panel):
     def build(self):
         import ipywidgets
 
-        picture = ipywidgets.Image(value=to_bytes(self.figure()), format="png")
+        picture = shown_picture(self.figure())
         slider = ipywidgets.SelectionSlider(options=list(self.frames), value=self.label, description=self.name)
 
         def moved(change: dict) -> None:

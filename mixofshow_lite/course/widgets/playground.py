@@ -14,7 +14,7 @@ from ...engine.fusion.settings import default_ridge
 from ...files.concept import Concept
 from ...model import DiffusionModel
 from ...rivals import peft_fusion
-from .panel import Panel
+from .panel import Panel, shown_picture
 from .sampling import to_bytes
 
 METHODS = {  # method -> what it is called on the page
@@ -226,7 +226,7 @@ class Playground(Panel):
         ridges = [(f"{r:g}", r) for r in sorted({*RIDGES, self.ridge})]
         ridge = ui.SelectionSlider(options=ridges, value=self.ridge, description="ridge", style=wide)
         button, status = ui.Button(description="Fuse", button_style="primary"), ui.Label()
-        picture = ui.Image(format="png")
+        picture = shown_picture(self.figure())
 
         def show(*_) -> None:
             self.weights = {name: float(slider.value) for name, slider in weights.items()}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from .. import character
 from ..character import PARTS, PATTERNS, TINTS, Look
-from .panel import Panel
+from .panel import Panel, shown_picture
 from .sampling import to_bytes
 
 CHOICES = {  # field of a look -> what may be chosen
@@ -54,7 +54,7 @@ class CharacterStudio(Panel):
     def build(self):
         import ipywidgets as ui
 
-        shown = ui.Image(value=to_bytes(self.figure()), format="png")
+        shown = shown_picture(self.figure())
         wide = {"description_width": "100px"}
         controls = {
             name: ui.Dropdown(
