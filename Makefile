@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab bench pretrain results notebooks colab offline slides site
+.PHONY: help demo test lab bench pretrain results notebooks colab browser offline slides site
 
 help:
-	@sed -n '1,6p' Makefile; echo "targets: demo test lab bench pretrain results notebooks colab offline slides site"
+	@sed -n '1,6p' Makefile; echo "targets: demo test lab bench pretrain results notebooks colab browser offline slides site"
 
 # One stamp a set of extras; a changed pyproject.toml installs again.
 $(VENV)/.made:
@@ -88,6 +88,11 @@ $(COLAB_VENV)/.made: tests/colab/requirements.txt
 
 colab: $(COLAB_VENV)/.made
 	$(COLAB_VENV)/bin/python .ci/colab.py $(ARGS)
+
+# Every notebook in a real JupyterLab in a headless Chromium, widgets used; pictures of the pages in out/lab.
+browser: $(VENV)/.test
+	.ci/chromium
+	$(BIN)/python .ci/lab.py $(ARGS)
 
 # Wheels and notebooks for a room without a network: out/offline.
 offline: $(VENV)/.lab

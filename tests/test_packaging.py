@@ -69,7 +69,7 @@ def test_installed_packages_meet_the_floors():
 
 @pytest.mark.parametrize(
     "target",
-    "demo test lab bench pretrain results notebooks colab offline slides site".split(),
+    "demo test lab bench pretrain results notebooks colab browser offline slides site".split(),
 )
 def test_make_knows_its_targets_and_installs_first(target, tmp_path):
     result = subprocess.run(

@@ -5,17 +5,12 @@ One Lab serves all tests here; each begins with an empty canvas. The model is a 
 
 import ast
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from urllib.parse import urlparse
 
 import numpy as np
 import pytest
 from bare_page import SLOW
+from lab_server import is_outside, lab_server
 
 pytest.importorskip("jupyterlab", reason="pip install '.[lab]'")
 pytest.importorskip("anywidget", reason="pip install '.[lab]'")
@@ -54,52 +49,14 @@ def notebook() -> dict:
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": spec}, "cells": cells}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A JupyterLab of its own, with its own settings; its address."""
+    """A JupyterLab with the notebook above; its address."""
     home = tmp_path_factory.mktemp("lab")
     (home / "work").mkdir()
     (home / "work" / "canvas.ipynb").write_text(json.dumps(notebook()))
-    tracker = home / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-    tracker.parent.mkdir(parents=True)
-    tracker.write_text('{"windowingMode": "full"}')
-    news = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    news.parent.mkdir(parents=True)
-    news.write_text('{"fetchNews": "false"}')
-    own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
-    own |= {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}"]
-    command += ["--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={home / 'work'}"]
-    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]
-    command += ["--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate"]
-    with open(home / "log", "w") as log:
-        environment = os.environ | {key: str(home / folder) for key, folder in own.items()}
-        process = subprocess.Popen(command, env=environment, cwd=home / "work", stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + 120 * SLOW
-            while True:
-                try:
-                    urllib.request.urlopen(f"{address}/api", timeout=5).close()
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        pytest.fail(f"JupyterLab did not start:\n{(home / 'log').read_text()[-3000:]}")
-                    time.sleep(0.5)
-            yield address
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with lab_server(home, home / "work") as address:
+        yield address
 
 
 class Lab:
@@ -190,11 +147,6 @@ def notebook_page(browser, server):
     yield lab
     context.close()
     assert not outside
-
-
-def is_outside(url: str) -> bool:
-    parts = urlparse(url)
-    return parts.scheme in ("http", "https", "ws", "wss") and parts.hostname != "127.0.0.1"
 
 
 @pytest.fixture
