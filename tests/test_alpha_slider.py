@@ -2,6 +2,7 @@
 
 import base64
 import builtins
+import inspect
 import io
 
 import numpy as np
@@ -101,8 +102,8 @@ def test_only_what_ipywidgets_7_and_colab_have_is_used():
     """No Tab, Accordion or Output, and every trait that is set exists in 7.7."""
     import ipywidgets
 
-    from mixofshow_lite.course.widgets import alpha_slider
+    from mixofshow_lite.course.widgets import alpha_slider, panel
 
-    source = open(alpha_slider.__file__, encoding="utf-8").read()
+    source = open(alpha_slider.__file__, encoding="utf-8").read() + inspect.getsource(panel.shown_picture)
     used = {name for name in dir(ipywidgets) if f"ipywidgets.{name}(" in source}
     assert used == {"SelectionSlider", "Image", "VBox"}

@@ -1,6 +1,7 @@
 """The paper's measurements: paired differences, claims, saved results; the observations run on a tiny model."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -131,8 +132,39 @@ def test_observation_3_from_end_to_end(tiny_base, toys, tmp_path, monkeypatch):
     assert (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns == stamp  # kept, not tuned again
 
 
+def test_ranks_are_tuned_once_each_and_compared_alone_and_fused(tiny_base, toys, tmp_path, monkeypatch):
+    from mixofshow_lite import Concept, weight_fusion
+    from mixofshow_lite.engine.recipes import RECIPES
+    from mixofshow_lite.paper import ranks
+
+    ranking, default = sys.modules["mixofshow_lite.paper.ranks"], RECIPES["ed_lora"].rank
+    scores = lambda p, r, s: (s.image_features(p) @ s.image_features(r).T).mean(1).numpy()  # noqa: E731
+    monkeypatch.setattr(ranking, "load_scorer", lambda scorer: scorer)
+    monkeypatch.setattr(ranking, "image_scores", scores)
+    monkeypatch.setattr(ranking, "shipped_marks", lambda scorer: lambda name, drawn: float(len(drawn)))
+    asked = {"names": list(toys), "prompts": ("a {}",), "n": 1, "steps": 1, "scorer": Eye()}
+    study = ranks(tiny_base, tmp_path, toys, tried=(2, default), **asked)
+    assert len(study.rows) == 2 * 4 * 3 and {row["marks"] for row in study.rows} == {1.0}
+    for label, rank in (("ed_lora_rank=2", 2), ("ed_lora", default)):
+        concepts = {name: Concept.load(tmp_path / f"{name}-{label}-0") for name in toys}
+        assert {concept.rank for concept in concepts.values()} == {rank}
+        found = {(row["way"], row["concept"]): row["identity"] for row in study.rows if row["rank"] == rank}
+        for name, concept in concepts.items():
+            for way, model in (
+                ("alone", tiny_base.with_concept(concept)),
+                ("averaged", weight_fusion(tiny_base, list(concepts.values()))),
+            ):
+                drawn = [model.sample(p.format(concept.phrase), seed=100, progress=False)[0] for p in asked["prompts"]]
+                expected = scores(drawn, toys[name].pictures, Eye()).mean()
+                assert found[way, name] == pytest.approx(expected, abs=1e-5), (way, name)
+    changed = f"identity, alone: rank {default} has more than rank 2"
+    by = {(row["setting"], row["concept"]): row["identity"] for row in study.rows}
+    gained = np.mean([by[f"{default}, alone", name] - by["2, alone", name] for name in toys])
+    assert study.differences[changed].mean == pytest.approx(gained, abs=1e-6)
+    assert len(study.verdicts) == 3 * (3 + 2 * 2)
+
+
 def test_the_fusion_sweep_measures_every_way_beside_averaging(tiny_base, toys, tmp_path, monkeypatch):
-    import sys
 
     from mixofshow_lite import paper
 
@@ -175,7 +207,6 @@ def test_the_fusion_sweep_measures_every_way_beside_averaging(tiny_base, toys, t
 
 
 def test_the_options_of_a_fusion_are_compared_with_the_default(tiny_base, toys, tmp_path, monkeypatch):
-    import sys
 
     from mixofshow_lite.paper import everything
 
@@ -284,7 +315,6 @@ def test_word_length_tunes_and_compares_at_each_limit(tiny_base, toys, tmp_path,
 
 
 def test_how_many_compares_every_member_before_and_after_at_every_size(tiny_base, toys, tmp_path, monkeypatch):
-    import sys
     from dataclasses import replace
 
     from mixofshow_lite import paper
