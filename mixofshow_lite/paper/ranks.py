@@ -70,7 +70,7 @@ def ranks(
                 for name, concept in concepts.items():
                     model = base.with_concept(concept) if way == ALONE else models[way]
                     drawn = [model.sample(p.format(concept.phrase), n=n, seed=SEED, progress=False) for p in prompts]
-                    pictures.setdefault((name, f"{rank}, {way}"), [drawn[0][0], drawn[-1][0]])
+                    pictures.setdefault((f"{name}, rank {rank}", way), [drawn[0][0], drawn[-1][0]])
                     drawn = sum(drawn, [])
                     row = {"rank": rank, "way": way, "setting": f"{rank}, {way}", "concept": name, "seed": seed}
                     row |= {"identity": float(image_scores(drawn, data[name].pictures, scorer).mean())}
@@ -78,7 +78,7 @@ def ranks(
                     rows.append(row | {"marks": marks(name, drawn)})
     options = {"prompts": list(prompts), "seeds": list(seeds), "pictures": n, "ranks": list(tried)}
     study = Study("ranks", rows, pictures=pictures, about=about(base, **options))
-    study.figure = grid_figure(pictures, list(names), [f"{rank}, {way}" for rank in tried for way in (ALONE, *WAYS)])
+    study.figure = grid_figure(pictures, [f"{name}, rank {rank}" for name in names for rank in tried], [ALONE, *WAYS])
     for value in ("marks", "identity", "identified"):
         for rank in tried:
             claim(study, value, rank, tried[0])
