@@ -141,6 +141,8 @@ def test_ranks_are_tuned_once_each_and_compared_alone_and_fused(tiny_base, toys,
     scores = lambda p, r, s: (s.image_features(p) @ s.image_features(r).T).mean(1).numpy()  # noqa: E731
     monkeypatch.setattr(ranking, "load_scorer", lambda scorer: scorer)
     monkeypatch.setattr(ranking, "image_scores", scores)
+    sample = type(tiny_base).sample
+    monkeypatch.setattr(type(tiny_base), "sample", lambda *args, **more: sample(*args, **(more | {"steps": 2})))
     monkeypatch.setattr(ranking, "shipped_marks", lambda scorer: lambda name, drawn: float(len(drawn)))
     asked = {"names": list(toys), "prompts": ("a {}",), "n": 1, "steps": 1, "scorer": Eye()}
     study = ranks(tiny_base, tmp_path, toys, tried=(2, default), **asked)
