@@ -134,6 +134,7 @@ def test_observation_3_from_end_to_end(tiny_base, toys, tmp_path, monkeypatch):
 
 def test_ranks_are_tuned_once_each_and_compared_alone_and_fused(tiny_base, toys, tmp_path, monkeypatch):
     from mixofshow_lite import Concept, weight_fusion
+    from mixofshow_lite.engine.fusion.settings import default_ridge
     from mixofshow_lite.engine.recipes import RECIPES
     from mixofshow_lite.paper import ranks
 
@@ -141,12 +142,19 @@ def test_ranks_are_tuned_once_each_and_compared_alone_and_fused(tiny_base, toys,
     scores = lambda p, r, s: (s.image_features(p) @ s.image_features(r).T).mean(1).numpy()  # noqa: E731
     monkeypatch.setattr(ranking, "load_scorer", lambda scorer: scorer)
     monkeypatch.setattr(ranking, "image_scores", scores)
-    sample = type(tiny_base).sample
+    sample, ridges = type(tiny_base).sample, []
+
+    def fuse(base, concepts, ridge=None, progress=True):
+        ridges.append(ridge)
+        return weight_fusion(base, concepts)
+
+    monkeypatch.setattr(ranking, "gradient_fusion", fuse)
     monkeypatch.setattr(type(tiny_base), "sample", lambda *args, **more: sample(*args, **(more | {"steps": 2})))
     monkeypatch.setattr(ranking, "shipped_marks", lambda scorer: lambda name, drawn: float(len(drawn)))
     asked = {"names": list(toys), "prompts": ("a {}",), "n": 1, "steps": 1, "scorer": Eye()}
     study = ranks(tiny_base, tmp_path, toys, tried=(2, default), **asked)
     assert len(study.rows) == 2 * 4 * 3 and {row["marks"] for row in study.rows} == {1.0}
+    assert ridges == [None, pytest.approx(default_ridge(3) / 3)] * 2
     for label, rank in (("ed_lora_rank=2", 2), ("ed_lora", default)):
         concepts = {name: Concept.load(tmp_path / f"{name}-{label}-0") for name in toys}
         assert {concept.rank for concept in concepts.values()} == {rank}
@@ -167,7 +175,6 @@ def test_ranks_are_tuned_once_each_and_compared_alone_and_fused(tiny_base, toys,
 
 
 def test_the_fusion_sweep_measures_every_way_beside_averaging(tiny_base, toys, tmp_path, monkeypatch):
-
     from mixofshow_lite import paper
 
     sweeping = sys.modules["mixofshow_lite.paper.fusion_sweep"]
@@ -209,7 +216,6 @@ def test_the_fusion_sweep_measures_every_way_beside_averaging(tiny_base, toys, t
 
 
 def test_the_options_of_a_fusion_are_compared_with_the_default(tiny_base, toys, tmp_path, monkeypatch):
-
     from mixofshow_lite.paper import everything
 
     sweeping = sys.modules["mixofshow_lite.paper.fusion_sweep"]

@@ -2,8 +2,8 @@
 
     python -m mixofshow_lite.paper ranks
 
-The paper has rank 4, in layers of 320 to 1280; the pocket model's are 64 to 128 wide. A higher rank learns more of a
-concept, and leaves less of a narrow layer to the others: a recipe is judged by both.
+The paper (3.1, 3.3.2) has rank 4, in layers of 320 to 1280; the pocket model's are 64 to 128 wide. A higher rank
+learns more of a concept, and leaves less of a narrow layer to the others: a recipe is judged by both.
 
 identity    image-alignment of the pictures with the concept's own
 marks       share of the concept's own marks that Pocket CLIP reads from them
@@ -56,7 +56,8 @@ def ranks(
     scorer: Scorer | str | None = None,
 ) -> Study:
     """Rows, one per rank, way, concept and tuning seed: `identity`, `marks` (NaN where a concept has none) and
-    `identified` of n pictures at each place; the claims compare every rank with the first, and fusing with averaging.
+    `identified`, shares in [0, 1], of n pictures at each place; the claims compare every rank with the first, and
+    gradient fusion with averaging. Raises what `tune` raises.
     """
     scorer, rows, pictures = load_scorer(scorer), [], {}
     marks = shipped_marks(scorer)
