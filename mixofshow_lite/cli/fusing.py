@@ -23,7 +23,7 @@ def add_fuse(commands) -> None:
     c.add_argument("--method", choices=FUSIONS, default="gradient", help="how; the last six are peft's own merges")
     c.add_argument("--solver", choices=("closed_form", "lbfgs"), help="of gradient fusion (default: closed_form)")
     c.add_argument(
-        "--ridge", type=options.ridge, help="of gradient (default: 0.09 / concepts; or auto) or constrained fusion"
+        "--ridge", type=options.ridge, help="of gradient (default: 0.01 / concepts; or auto) or constrained fusion"
     )
     c.add_argument("--weights", type=options.numbers, metavar="W1,W2,...", help="one a concept, in their order")
     c.add_argument("--out", type=Path, default=Path("out/fused"), help="diffusers folder to write")

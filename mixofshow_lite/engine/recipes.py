@@ -45,6 +45,9 @@ class Recipe:
     lr_words: float = 1e-2
     lr_text: float = 1e-3
     lr_unet: float = 6e-3
+    lr_spatial: float | None = None  # of U-Net layers other than cross-attention's keys and values; None: lr_unet
+    null_space: tuple[int, int, int] = (0, 0, 0)  # directions of the base's inputs that updates leave alone, of text
+    # encoder, keys and values, spatial layers; see null_space.py
     weight_decay: float = 0.01
     decay: bool = True  # learning rates fall linearly to 0; False: they stay
     steps: int | None = 400  # None: 500 pictures seen per picture given, as in the official code
@@ -80,6 +83,9 @@ class Recipe:
         check_whole(f"{self.name}.prior", self.prior, least=0, most=10**5)
         for name in ("lr_words", "lr_text", "lr_unet", "weight_decay", "attention", "density", "prior_weight"):
             check_number(f"{self.name}.{name}", getattr(self, name), 0, 1e38)
+        if self.lr_spatial is not None:
+            check_number(f"{self.name}.lr_spatial", self.lr_spatial, 0, 1e38)
+        check_null_space(self)
         for name in ("background", "drop_context"):
             check_number(f"{self.name}.{name}", getattr(self, name), 0, 1)
         check_number(f"{self.name}.noise_offset", self.noise_offset)
@@ -118,6 +124,17 @@ def check_words_and_layers(recipe: Recipe) -> None:
         raise ValueError(f"{recipe.name}.unet_lora is no regular expression ({error}): mend it.") from error
 
 
+def check_null_space(recipe: Recipe) -> None:
+    """Raise ValueError unless three whole numbers say how many directions are left alone."""
+    sizes = recipe.null_space
+    if not isinstance(sizes, tuple | list) or len(sizes) != 3:
+        raise ValueError(
+            f"{recipe.name}.null_space={shown(sizes)}: give three numbers of directions, such as (8, 16, 4)."
+        )
+    for size in sizes:
+        check_whole(f"{recipe.name}.null_space", size, least=0, most=10**5)
+
+
 # Recipe.freeze_norm on pocket: words end at a length of 1.79, where the model's own have 0.8 to 1.2, a random row 0.44.
 # One row that has to say everything reaches it after some 30 steps, the 32 of an ED-LoRA later. On pocket-v1, where it
 # was chosen (1.7; words of 0.9 to 1.1, a random row of 0.42), no ED-LoRA reached it. paper.word_length measured there
@@ -125,13 +142,18 @@ def check_words_and_layers(recipe: Recipe) -> None:
 # research branch has no limit.
 FREEZE_NORM = 4.09
 
+# LoRAs that can be fused, on pocket: they leave alone what every prompt has in common (null_space.py), and most of what
+# they learn goes through keys and values, where the words tell concepts apart. Spatial layers see nearly the same
+# for two look-alikes, whatever is tuned. Chosen on two white rabbits that do not ship, see data/results/README.md.
+FUSIBLE = {"null_space": (8, 16, 4), "lr_spatial": 9e-4}
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("textual_inversion", init=("class",), layerwise=False, text_lora=False, unet_lora=None, steps=300),
         Recipe("p_plus", init=("class",), text_lora=False, unet_lora=None, steps=300),
-        Recipe("lora", init=("class",), layerwise=False, freeze_norm=FREEZE_NORM),
-        Recipe("ed_lora", freeze_norm=FREEZE_NORM),
+        Recipe("lora", init=("class",), layerwise=False, freeze_norm=FREEZE_NORM, **FUSIBLE),
+        Recipe("ed_lora", freeze_norm=FREEZE_NORM, **FUSIBLE),
         Recipe(
             "custom_diffusion",
             init=("rand",),
@@ -154,11 +176,12 @@ CACHED = {"variants": 8, "posterior": True}  # officially a new view at every st
 RESEARCH = CACHED | {"templates": "object", "shuffle": True, "down_std": 1 / 4}  # 1 / r
 DENSITY = {"density": 0.002 / 4, "bandwidth": 0.5}
 PERSON = {"framing": "person", "templates": "human"}
+FREE = {"null_space": (0, 0, 0), "lr_spatial": None}  # as in the paper
 
 
 def from_paper(recipe: str, source: str, **more) -> Recipe:
     """A recipe of the paper's file `tuning`, with what the engine has beside it."""
-    shared = {name: value for name, value in vars(PAPER[recipe]).items() if name != "name"}
+    shared = {name: value for name, value in vars(PAPER[recipe]).items() if name != "name"} | FREE
     return replace(RECIPES[recipe], **(shared | {"source": source} | more))
 
 

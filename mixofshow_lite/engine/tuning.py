@@ -12,6 +12,7 @@ pictures, times and noises are drawn for the whole batch on the CPU, whatever pa
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ from .attention_loss import captured_attention, outside_attention
 from .checkpoint import Checkpoint, prior_file
 from .fusion.grams import CONTEXT_LINEAR
 from .layerwise import PREFIX_ATTENTION
+from .null_space import NullSpace
 from .parallel import Precision, parts_of_batch, processes_for, sum_over_processes
 from .recipes import RECIPES, SD15, Recipe, recipe_for
 from .views import Views, add_prior, prepare
@@ -112,6 +114,7 @@ class Run:
     precision: Precision
     processes: PartialState
     model: DiffusionModel  # a copy of the base that holds the recipe's LoRAs
+    null_space: NullSpace  # what their updates leave alone
     rows: dict[str, Tensor]  # word -> (1, D) or (L, D)
     views: Views
     encoder: PromptEncoder
@@ -149,6 +152,7 @@ def start(
     use_fast_gelu(model.text_encoder)
     rows = init_rows(base, recipe, names["words"], names["class_word"], seed)
     attach(model, recipe, seed, gradient_checkpointing)
+    null_space = NullSpace(base, model, names["class_word"], recipe.null_space)
     views = prepare(base, data, recipe, names["phrase"], seed)
     if recipe.prior:
         file = prior_file(checkpoint) if checkpoint and first else None
@@ -160,7 +164,7 @@ def start(
     key = f"{asdict(recipe)} {names['phrase']} {seed} {steps} {base.fingerprint} {data.digest()}"
     parts = {"schedule": schedule, "scaler": precision.scaler, "generator": generator}
     state = Checkpoint(checkpoint, key, optimizer, keep=first, waits=processes.num_processes == 1, **parts)
-    work = (model, rows, views, encoder, generator, optimizer, schedule, state)
+    work = (model, null_space, rows, views, encoder, generator, optimizer, schedule, state)
     return Run(base, recipe, names, steps, precision, processes, *work)
 
 
@@ -183,6 +187,7 @@ def tuning_steps(run: Run, accumulate: int = 1) -> Iterator[dict]:
         if norm >= limit:
             freeze(rows)
         run.precision.step(run.optimizer)
+        run.null_space.project()
         run.schedule.step()
         run.state.save(step + 1, last=step + 1 == run.steps)
         yield {"step": step, "loss": loss, "embedding_norm": norm}
@@ -380,10 +385,15 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
 
 
 def make_optimizer(model: DiffusionModel, rows: dict[str, Tensor], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with one learning rate for the words, the text encoder and the U-Net each."""
-    groups = [{"params": list(rows.values()), "lr": recipe.lr_words}]
-    for net, lr in ((model.text_encoder, recipe.lr_text), (model.unet, recipe.lr_unet)):
-        trainable = [weight for weight in net.parameters() if weight.requires_grad]
-        if trainable:
-            groups.append({"params": trainable, "lr": lr})
+    """AdamW with one learning rate for the words, the text encoder and the U-Net each, or two for the U-Net."""
+    spatial = re.compile(r"(?<!attn2\.to_[kv])\.lora_" if recipe.lr_spatial is not None else "$^")
+    of_text = [weight for weight in model.text_encoder.parameters() if weight.requires_grad]
+    of_unet = [(name, weight) for name, weight in model.unet.named_parameters() if weight.requires_grad]
+    groups = [
+        {"params": list(rows.values()), "lr": recipe.lr_words},
+        {"params": of_text, "lr": recipe.lr_text},
+        {"params": [weight for name, weight in of_unet if not spatial.search(name)], "lr": recipe.lr_unet},
+        {"params": [weight for name, weight in of_unet if spatial.search(name)], "lr": recipe.lr_spatial},
+    ]
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=recipe.weight_decay, fused=True)
