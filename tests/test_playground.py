@@ -70,7 +70,7 @@ def test_render_puts_every_picture_where_it_belongs():
     assert cells(unknown) == [[red, playground.PAPER], [lime, playground.PAPER]]
     assert shown.tobytes() == render(dict(reversed(FRAMES.items())), BOTH, ALONE).tobytes()
     assert {render(FRAMES, c, ALONE).size for c in (None, BOTH, ONE)} == {shown.size}
-    title = playground.ImageFont.load_default(size=13).getlength(str(choose(["a", "b"], ridge=0.001)))
+    title = playground.ImageFont.load_default(size=13).getlength(str(choose(["a", "b"], ridge=0.0001)))
     assert shown.width >= playground.LEFT + playground.SIDE + 4 * playground.GAP + title, "one picture, a whole title"
     assert render(FRAMES, choose(["a"]), ALONE).tobytes() != unknown.tobytes(), "left out is not: not drawn yet"
 

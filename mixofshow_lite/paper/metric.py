@@ -22,11 +22,11 @@ from PIL import Image
 
 from ..evaluation import Clip, image_scores
 from ..pocket import concepts, world
-from ..pocket.marks import marks_of
+from ..pocket.marks import marks_of, shows
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the other identity
 POSE = ("lean", "turn", "gaze")  # what a picture decides and not the concept
-RED, GREEN = (0.8, 0.1, 0.1), (0.2, 0.6, 0.3)
+RED, GREEN = (0.8, 0.1, 0.1), (0.2, 0.6, 0.3)  # of a pattern in another colour
 ALL_MARKS, NO_MARKS = "all marks", "no mark at all"
 
 
@@ -41,7 +41,11 @@ def redraw(name: str, index: int, look: world.Subject) -> Image.Image:
 
 
 def variants(name: str) -> dict[str, world.Subject]:
-    """A concept's look with one mark less or changed: what is done -> the look. Raises ValueError for a scene."""
+    """A concept's look with marks less or changed: what is done -> the look. Raises ValueError for a scene.
+
+    Every part and everything worn is left out once; the first thing worn has another colour once; and the first part
+    and the first thing worn are left out together where marks are left then.
+    """
     if concepts.CONCEPTS[name].cls in world.SCENES:
         raise ValueError(f"{name} is a scene, which has no marks: choose a character or an object.")
     look = concepts.subject(name)
@@ -51,17 +55,33 @@ def variants(name: str) -> dict[str, world.Subject]:
         other = GREEN if rgb[0] > max(rgb[1:]) else RED
         found["no pattern"] = replace(look, pattern=None)
         found["pattern in another colour"] = replace(look, pattern=(kind, other, scale))
-    if look.parts:
-        found[f"no {look.parts[0][0]}"] = replace(look, parts=look.parts[1:])
+    for part in look.parts:
+        found[f"no {part[0]}"] = without(look, part[0])
+    for worn in look.accessories:
+        found[f"no {worn[0]}"] = without(look, worn[0])
     if look.accessories:
-        found[f"no {look.accessories[0][0]}"] = replace(look, accessories=look.accessories[1:])
+        item, tint, _ = look.accessories[0]
+        other = "green" if tint == "red" else "red"
+        recoloured = (item, other, world.hsv(*world.COLORS[other]))
+        found[f"{item} in another colour"] = replace(look, accessories=[recoloured, *look.accessories[1:]])
+    if look.parts and look.accessories:
+        part, item = look.parts[0][0], look.accessories[0][0]
+        fewer = without(look, part, item)
+        if fewer.pattern or fewer.parts or fewer.accessories:
+            found[f"no {part}, no {item}"] = fewer
     return found | {NO_MARKS: bare}
+
+
+def without(look: world.Subject, *gone: str) -> world.Subject:
+    """The same look without these parts and accessories."""
+    parts = [part for part in look.parts if part[0] not in gone]
+    return replace(look, parts=parts, accessories=[worn for worn in look.accessories if worn[0] not in gone])
 
 
 def marks_shown(name: str, look: world.Subject) -> float:
     """The part of a concept's named marks that a drawn look truly has, 0..1: by its parameters, no reader is asked."""
     wanted, there = marks_of(name), marks_of(look)
-    return float(np.mean([there.get(kind) == value for kind, value in wanted.items()]))
+    return float(np.mean([shows(there, kind, value) for kind, value in wanted.items()]))
 
 
 def score_variants(name: str, reader: Clip, pictures: int = concepts.PICTURES) -> dict[str, tuple[float, float]]:

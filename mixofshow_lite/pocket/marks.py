@@ -107,11 +107,11 @@ def marks_kept(images, concept: str | Spec, scorer=None) -> tuple[np.ndarray, li
     if not marks:
         return np.zeros((len(images), 0), bool), []
     seen = read_marks(images, spec.cls, scorer, max(1, len(spec.parts)), max(1, len(spec.accessories)))
-    return np.array([[_shows(row, kind, value) for kind, value in marks.items()] for row in seen]), list(marks)
+    return np.array([[shows(row, kind, value) for kind, value in marks.items()] for row in seen]), list(marks)
 
 
-def _shows(seen: dict[str, str], kind: str, value: str) -> bool:
-    """Whether a reading has this mark; of several parts (accessories) each may have been read first."""
+def shows(seen: dict[str, str], kind: str, value: str) -> bool:
+    """Whether a reading, kind -> value, has this mark; of several parts (accessories) each may have been read first."""
     *_, sort = kind.split()
     if sort in ("part", "accessory"):
         return value in [v for k, v in seen.items() if k.split()[-1] == sort]

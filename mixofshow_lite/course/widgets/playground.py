@@ -23,8 +23,8 @@ METHODS = {  # method -> what it is called on the page
     "sum": "plain sum",
     "ties": "peft's ties",
 }
-RIDGE = default_ridge(3)  # a fixed one here: the choices stay comparable when concepts join
-RIDGES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+RIDGE = round(default_ridge(3), 3)  # a fixed one here: the choices stay comparable when concepts join
+RIDGES = (0.0001, 0.001, 0.003, 0.01, 0.1, 1.0, 3.0)
 WEIGHTS = {"out": 0.0, "1/2": 0.5, "1": 1.0, "2": 2.0}
 SIDE, GAP, HEAD, LEFT = 96, 4, 24, 92  # pixels: of a picture, between pictures, above them, left of them
 INK, FAINT, PAPER = (40, 44, 52), (150, 155, 163), (240, 241, 244)
