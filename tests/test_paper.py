@@ -132,33 +132,31 @@ def test_observation_3_from_end_to_end(tiny_base, toys, tmp_path, monkeypatch):
     assert (tmp_path / "tuned" / "one-ed_lora-0" / "concept.json").stat().st_mtime_ns == stamp  # kept, not tuned again
 
 
-def test_ranks_are_tuned_once_each_and_compared_alone_and_fused(tiny_base, toys, tmp_path, monkeypatch):
+def test_variants_are_tuned_once_each_and_compared_alone_and_fused(tiny_base, toys, tmp_path, monkeypatch):
     from mixofshow_lite import Concept, weight_fusion
-    from mixofshow_lite.engine.fusion.settings import default_ridge
     from mixofshow_lite.engine.recipes import RECIPES
-    from mixofshow_lite.paper import ranks
+    from mixofshow_lite.paper import variants
 
-    ranking, default = sys.modules["mixofshow_lite.paper.ranks"], RECIPES["ed_lora"].rank
+    varying, shipped = sys.modules["mixofshow_lite.paper.variants"], RECIPES["ed_lora"]
     scores = lambda p, r, s: (s.image_features(p) @ s.image_features(r).T).mean(1).numpy()  # noqa: E731
-    monkeypatch.setattr(ranking, "load_scorer", lambda scorer: scorer)
-    monkeypatch.setattr(ranking, "image_scores", scores)
-    sample, ridges = type(tiny_base).sample, []
+    monkeypatch.setattr(varying, "load_scorer", lambda scorer: scorer)
+    monkeypatch.setattr(varying, "image_scores", scores)
+    sample, fused = type(tiny_base).sample, []
 
-    def fuse(base, concepts, ridge=None, progress=True):
-        ridges.append(ridge)
+    def fuse(base, concepts, progress=True):
+        fused.append({concept.rank for concept in concepts})
         return weight_fusion(base, concepts)
 
-    monkeypatch.setattr(ranking, "gradient_fusion", fuse)
+    monkeypatch.setattr(varying, "gradient_fusion", fuse)
     monkeypatch.setattr(type(tiny_base), "sample", lambda *args, **more: sample(*args, **(more | {"steps": 2})))
-    monkeypatch.setattr(ranking, "shipped_marks", lambda scorer: lambda name, drawn: float(len(drawn)))
+    monkeypatch.setattr(varying, "shipped_marks", lambda scorer: lambda name, drawn: float(len(drawn)))
     asked = {"names": list(toys), "prompts": ("a {}",), "n": 1, "steps": 1, "scorer": Eye()}
-    study = ranks(tiny_base, tmp_path, toys, tried=(2, default), **asked)
-    assert len(study.rows) == 2 * 4 * 3 and {row["marks"] for row in study.rows} == {1.0}
-    assert ridges == [None, pytest.approx(default_ridge(3) / 3)] * 2
-    for label, rank in (("ed_lora_rank=2", 2), ("ed_lora", default)):
+    study = variants(tiny_base, tmp_path, toys, tried=("as shipped", "rank 8"), **asked)
+    assert len(study.rows) == 2 * 3 * 3 and {row["marks"] for row in study.rows} == {1.0}
+    assert fused == [{shipped.rank}, {8}]
+    for variant, label in (("as shipped", "ed_lora"), ("rank 8", "ed_lora_rank_8")):
         concepts = {name: Concept.load(tmp_path / f"{name}-{label}-0") for name in toys}
-        assert {concept.rank for concept in concepts.values()} == {rank}
-        found = {(row["way"], row["concept"]): row["identity"] for row in study.rows if row["rank"] == rank}
+        found = {(row["way"], row["concept"]): row["identity"] for row in study.rows if row["variant"] == variant}
         for name, concept in concepts.items():
             for way, model in (
                 ("alone", tiny_base.with_concept(concept)),
@@ -167,11 +165,14 @@ def test_ranks_are_tuned_once_each_and_compared_alone_and_fused(tiny_base, toys,
                 drawn = [model.sample(p.format(concept.phrase), seed=100, progress=False)[0] for p in asked["prompts"]]
                 expected = scores(drawn, toys[name].pictures, Eye()).mean()
                 assert found[way, name] == pytest.approx(expected, abs=1e-5), (way, name)
-    changed = f"identity, alone: rank {default} has more than rank 2"
     by = {(row["setting"], row["concept"]): row["identity"] for row in study.rows}
-    gained = np.mean([by[f"{default}, alone", name] - by["2, alone", name] for name in toys])
-    assert study.differences[changed].mean == pytest.approx(gained, abs=1e-6)
-    assert len(study.verdicts) == 3 * (3 + 2 * 2)
+    gained = np.mean([by["as shipped, alone", name] - by["rank 8, alone", name] for name in toys])
+    claim = study.differences["identity, alone: as shipped has more than rank 8"]
+    assert claim.mean == pytest.approx(gained, abs=1e-6)
+    assert len(study.verdicts) == 3 * (3 + 2)
+    free, label = varying.changed("free")
+    assert (free.null_space, free.lr_spatial, label) == ((0, 0, 0), None, "ed_lora_free")
+    assert varying.changed("as shipped") == (shipped, "ed_lora")
 
 
 def test_the_fusion_sweep_measures_every_way_beside_averaging(tiny_base, toys, tmp_path, monkeypatch):

@@ -102,7 +102,7 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
         phrase, lora, embeddings, name, words, rank = "a cat", {}, {}, "x", (), 4
 
     monkeypatch.setattr(everything, "tuned", note)
-    for module in ("observations", "fusions", "fusion_sweep", "how_many", "head_to_head", "ranks"):
+    for module in ("observations", "fusions", "fusion_sweep", "how_many", "head_to_head", "variants"):
         place = sys.modules[f"mixofshow_lite.paper.{module}"]
         monkeypatch.setattr(place, "tuned", note)
         monkeypatch.setattr(place, "image_scores", lambda p, r, s: np.random.default_rng(0).random(len(p)))
@@ -129,10 +129,10 @@ def test_each_job_names_the_tunings_its_study_asks_for(name, tiny_base, tmp_path
     counting = sys.modules["mixofshow_lite.paper.how_many"]
     for way in counting.WAYS:
         monkeypatch.setitem(counting.WAYS, way, lambda base, concepts: base)
-    ranking = sys.modules["mixofshow_lite.paper.ranks"]
-    monkeypatch.setattr(ranking, "shipped_marks", lambda scorer: lambda name, drawn: 0.0)
-    for way in ranking.WAYS:
-        monkeypatch.setitem(ranking.WAYS, way, lambda base, concepts: base)
+    varying = sys.modules["mixofshow_lite.paper.variants"]
+    monkeypatch.setattr(varying, "shipped_marks", lambda scorer: lambda name, drawn: 0.0)
+    for way in varying.WAYS:
+        monkeypatch.setitem(varying.WAYS, way, lambda base, concepts: base)
     racing = sys.modules["mixofshow_lite.paper.head_to_head"]
     monkeypatch.setattr(racing.Judge, "alike", lambda *a: 0.0)
     monkeypatch.setattr(racing, "measure", lambda base, concepts, *a: ([], {}))

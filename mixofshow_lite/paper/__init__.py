@@ -12,7 +12,7 @@ ballots         4.3     pairs of pictures for it
 binding         3.4     what regions do for two and three subjects with attributes
 everything              all of them in pieces of any length
 sweep                   how the pocket model's recipe numbers were chosen
-ranks                   what a LoRA's rank is worth, alone and fused
+variants                what the pocket recipe's null space and rank are worth, alone and fused
 fusion_sweep            how gradient fusion's defaults were chosen
 claims          4       the paper's claims and what became of them, the README's table; `advice`: which way is for whom
 study                   rows of measurements, paired differences, saved results
@@ -26,8 +26,8 @@ from .fusions import observation_3
 from .head_to_head import rivals
 from .how_many import how_many
 from .observations import ablation, observation_1, observation_2, word_length
-from .ranks import ranks
 from .study import Study, difference, saved, tuned
+from .variants import variants
 
 __all__ = [
     "Study",
@@ -38,7 +38,7 @@ __all__ = [
     "observation_1",
     "observation_2",
     "observation_3",
-    "ranks",
+    "variants",
     "rivals",
     "saved",
     "tuned",

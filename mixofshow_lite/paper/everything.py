@@ -42,8 +42,8 @@ from .observations import (
     stair_label,
     word_length,
 )
-from .ranks import RANKS, ranked, ranks
 from .study import Study, tuned
+from .variants import CHANGES, changed, variants
 
 Tuning = tuple[str, str | Recipe, str]  # name of the concept, recipe, label of the tuned concept
 
@@ -94,7 +94,7 @@ JOBS: dict[str, Job] = {
             for name in everyone(GROUPS)
         ),
     ),
-    "ranks": Job(ranks, tuple((name, *ranked(rank)) for rank in RANKS for name in LOOK_ALIKES)),
+    "variants": Job(variants, tuple((name, *changed(each)) for each in CHANGES for name in LOOK_ALIKES)),
     "how_many": Job(how_many, pairs(ORDER, ("ed_lora",))),
     "rivals": Job(
         rivals,
