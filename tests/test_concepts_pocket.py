@@ -37,7 +37,10 @@ def test_two_groups_of_three_look_alikes():
         members = [s for s in CONCEPTS.values() if s.group == group]
         assert len({s.cls for s in members}) == 1  # of one class
         for a, b in itertools.combinations(members, 2):
-            assert a.pattern != b.pattern and a.parts != b.parts  # and yet not the same
+            assert a.parts != b.parts and (a.pattern, a.accessories) != (
+                b.pattern,
+                b.accessories,
+            )  # and yet not the same
     rabbits = [s for s in CONCEPTS.values() if s.group == "rabbits"]
     assert len({s.rgb for s in rabbits}) == 1  # a colour alone does not tell them apart
 

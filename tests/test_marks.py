@@ -15,6 +15,9 @@ from mixofshow_lite.pocket.train import clip_data
 from mixofshow_lite.pocket.train.clip import mark_captions
 
 PICTURE = Image.new("RGB", (8, 8))
+STRIPED = concepts.Spec(
+    "rabbit", "out", "", concepts.WHITE, pattern=("stripes", (0.55, 0.32, 0.78), 0.85), parts=(("horn", concepts.GOLD),)
+)
 
 
 @pytest.fixture
@@ -43,6 +46,9 @@ def oracle(monkeypatch):
 
 def test_marks_are_named_from_the_concepts_look():
     assert marks.marks_of("bibi") == {
+        "colour": "white", "part": "antlers", "accessory": "green glasses", "second accessory": "purple scarf",
+    }  # fmt: skip
+    assert marks.marks_of(STRIPED) == {
         "colour": "white", "pattern": "stripes", "pattern colour": "purple", "part": "horn",
     }  # fmt: skip
     assert marks.marks_of("mochi") == {"colour": "white", "accessory": "red scarf"}
@@ -59,20 +65,22 @@ def test_look_alikes_differ_in_their_marks():
     """Otherwise averaging could not be told from gradient fusion by them."""
     for group in {spec.group for spec in concepts.CONCEPTS.values()} - {None}:
         kin = [marks.marks_of(name) for name, spec in concepts.CONCEPTS.items() if spec.group == group]
-        for kind in ("pattern", "part"):
-            assert len({m[kind] for m in kin}) == len(kin)
+        assert len({m["part"] for m in kin}) == len(kin)
+        for one, other in itertools.permutations(kin, 2):  # and in something that covers more than a part
+            covering = {kind: value for kind, value in one.items() if kind == "pattern" or "accessory" in kind}
+            assert covering and not set(covering.values()) & set(other.values())
 
 
 def test_marks_are_read_as_they_are_seen(oracle):
     oracle.says = "white rabbit in purple stripes with a horn"
     (seen,) = marks.read_marks(PICTURE, "rabbit", oracle.scorer)
-    assert seen.items() >= marks.marks_of("bibi").items()
-    kept, kinds = marks.marks_kept([PICTURE, PICTURE], "bibi", oracle.scorer)
+    assert seen.items() >= marks.marks_of(STRIPED).items()
+    kept, kinds = marks.marks_kept([PICTURE, PICTURE], STRIPED, oracle.scorer)
     assert kinds == ["colour", "pattern", "pattern colour", "part"] and kept.shape == (2, 4) and kept.all()
     oracle.says = "pink rabbit in purple spots with a horn"  # the pattern's colour is read in the pattern that is seen
-    assert marks.marks_kept(PICTURE, "bibi", oracle.scorer)[0].tolist() == [[False, False, True, True]]
+    assert marks.marks_kept(PICTURE, STRIPED, oracle.scorer)[0].tolist() == [[False, False, True, True]]
     oracle.says = "plain white rabbit with nothing"
-    assert marks.marks_kept(PICTURE, "bibi", oracle.scorer)[0].tolist() == [[True, False, False, False]]
+    assert marks.marks_kept(PICTURE, STRIPED, oracle.scorer)[0].tolist() == [[True, False, False, False]]
     (seen,) = marks.read_marks(PICTURE, "rabbit", oracle.scorer)
     assert seen["pattern"] == marks.PLAIN and seen["part"] == marks.NONE and "pattern colour" not in seen
 
