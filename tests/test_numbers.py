@@ -28,12 +28,12 @@ DEFINED = {
     "01": {"2.5", "0.6"},  # 8 / C in percent, C = 320 and 1280
     "02": {"1.5", "1.8"},  # limits on the length of a word's row
     "06": {"66.5", "52.5"},  # the paper's votes, and what the text says of them
-    "04": {"0.24", "0.04", "0.001"},  # two differences of the table above them, and a ridge of the playground
+    "04": {"0.40", "0.003", "0.0001"},  # a difference of the table above it, and ridges of the playground
 }
 # Numbers that stand in a picture: read off a plot, or written beside a widget's frames.
 READ = {
     "02": {"1.1", "1.6"},  # length of the row at both ends of the plot
-    "04": {"0.74", "0.63", "0.75", "0.72"},  # image-alignment in the playground
+    "04": {"0.80", "0.66", "0.68"},  # image-alignment in the playground
     "04b": {"1.7"},  # how far the rabbits' model moves, a ratio of two points of the figure
 }
 
