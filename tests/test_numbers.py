@@ -28,7 +28,7 @@ DEFINED = {
     "01": {"2.5", "0.6"},  # 8 / C in percent, C = 320 and 1280
     "02": {"1.5", "1.8"},  # limits on the length of a word's row
     "06": {"66.5", "52.5"},  # the paper's votes, and what the text says of them
-    "04": {"0.40", "0.003", "0.0001"},  # a difference of the table above it, and ridges of the playground
+    "04": {"0.003", "0.0001"},  # ridges of the playground
 }
 # Numbers that stand in a picture: read off a plot, or written beside a widget's frames.
 READ = {
