@@ -1,5 +1,6 @@
 """Updates that leave the base's own inputs alone: against the inputs themselves, collected by hand."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -141,3 +142,15 @@ def test_bad_sizes_are_one_sentence(sizes):
         Recipe("mine", null_space=sizes)
     with pytest.raises((ValueError, TypeError), match="mine.lr_spatial"):
         Recipe("mine", lr_spatial=-1)
+
+
+def test_nobody_is_told_of_prompts_that_nobody_wrote(tiny_base):
+    base = tiny_base.copy()
+    base.known_words, base.warned = frozenset({"a", "rabbit"}), set()
+    tuning.attach(model := base.copy(), RECIPES["ed_lora"], 0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        NullSpace(base, model, "rabbit", (1, 1, 1))
+        assert not [each for each in said if each.category is UserWarning] and base.warned == set()
+        base.context("a rabbit in the forest")
+    assert any("forest" in str(each.message) for each in said)

@@ -13,6 +13,8 @@ The same projection as in Adam-NSCL (Wang et al., CVPR 2021, arXiv:2103.07113) a
 CVPR 2024, arXiv:2404.00228), against the pretrained model's inputs instead of earlier tasks'.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -69,12 +71,19 @@ def stages(model: DiffusionModel) -> tuple[list[str], list[str], list[str]]:
 
 
 def recorded(base: DiffusionModel, net: str, names: list[str], prompts: list[str]) -> Statistics:
-    """The Grams of the base's own inputs of some layers of one stage; the empty prompt, of guidance, is one of them."""
-    if net == "text_encoder":
-        return record_text(base, names, [*prompts, ""])
-    if CONTEXT_LINEAR.search(names[0]):
-        return record_context(base, names, [*prompts, ""])
-    return record_spatial(base, names, prompts, SEED, steps=STEPS)
+    """The Grams of the base's own inputs of some layers of one stage; the empty prompt, of guidance, is one of them.
+
+    Nobody is told that a base cuts these prompts off or does not know their words: the user has not written them.
+    """
+    base = base.copy()
+    base.warned = set()  # what is told of the user's own prompts afterwards does not depend on these
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        if net == "text_encoder":
+            return record_text(base, names, [*prompts, ""])
+        if CONTEXT_LINEAR.search(names[0]):
+            return record_context(base, names, [*prompts, ""])
+        return record_spatial(base, names, prompts, SEED, steps=STEPS)
 
 
 def frequent(gram: Tensor, k: int) -> Tensor:
