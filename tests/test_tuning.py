@@ -144,7 +144,7 @@ def test_as_many_tensors_as_the_official_file(tiny_base, data):
 def test_the_loop_minimises_equation_1_on_what_it_saves(tiny_base, data):
     """With learning rates of 0 the concept is the start, so its loss in a plain model is the loop's first one."""
     seen = []
-    recipe = replace(RECIPES["ed_lora"], **FAST, lr_words=0.0, lr_text=0.0, lr_unet=0.0)
+    recipe = replace(RECIPES["ed_lora"], **FAST, lr_words=0.0, lr_text=0.0, lr_unet=0.0, lr_spatial=0.0)
     start = quick(tiny_base, data, recipe, steps=1, callback=seen.append)
     views = prepare(tiny_base, data, recipe, start.phrase)
     generator = torch.Generator().manual_seed(0)
