@@ -194,7 +194,8 @@ def fixed_loss(model, data, recipe, phrase):
 
 
 def test_tuning_learns(tiny_base, data):
-    recipe = replace(RECIPES["ed_lora"], batch=3)
+    # Pocket's null space would be half of this model's narrow layers.
+    recipe = replace(RECIPES["ed_lora"], batch=3, null_space=(1, 1, 1), lr_spatial=None)
     seen = []
     concept = quick(tiny_base, data, recipe, steps=40, callback=seen.append)
     assert [set(record) for record in seen] == [{"step", "loss", "embedding_norm"}] * 40
