@@ -340,12 +340,13 @@ def test_shipped_words_ended_at_the_limit():
     weights = load_file(data_dir() / "pocket" / "text_encoder" / "model.safetensors")
     (table,) = (w.float() for name, w in weights.items() if name.endswith("token_embedding.weight"))
     limit = FREEZE_NORM * table.std() * table.shape[1] ** 0.5
+    step = RECIPES["ed_lora"].lr_words * table.shape[1] ** 0.5  # the longest of AdamW's, which may be the last one
     places = sorted((data_dir() / "tuned").glob("*-0"))
     assert len(places) == 6
     for place in places:
         concept = mos.Concept.load(place)
         length = torch.cat(list(concept.embeddings.values())).norm(dim=1).mean()
-        assert limit <= length < 1.02 * limit, (place.name, length)
+        assert limit <= length < limit + step, (place.name, length)
 
 
 def test_numbers_suit_the_base(tiny_base):
