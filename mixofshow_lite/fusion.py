@@ -172,7 +172,7 @@ def gradient_fusion(
     Three stages, as in the official code, each recorded with the earlier ones in place, because in the fused model a
     layer's inputs come out of fused layers. No client is asked for data. The defaults are the paper's problem and the
     official recording; `mixofshow_lite.gradient_fusion` has a ridge, more prompts and guidance by default. Here a ridge
-    is fusion=partial(closed_form, ridge=0.03).
+    is fusion=partial(closed_form, ridge=0.005).
     """
     # Embeddings are joined, not fused: "seamlessly integrated without conflicts" (3.2).
     fused = with_words(base, concepts)
