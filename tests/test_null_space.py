@@ -45,7 +45,7 @@ def tuned(tiny_base, tmp_path_factory):
     return [mos.tune(tiny_base, data, r, steps=2, progress=False) for r in (recipe, free)]
 
 
-def spatial_or_context(key):
+def is_spatial(key):
     return key[0] == "unet" and not CONTEXT_LINEAR.search(key[1])
 
 
@@ -54,7 +54,7 @@ def test_a_spatial_update_does_nothing_along_the_inputs_that_the_base_uses_most(
     held, free = tuned
     checked = 0
     for (net, name), x in inputs.items():
-        if not spatial_or_context((net, name)):
+        if not is_spatial((net, name)):
             continue
         _, _, directions = torch.linalg.svd(x, full_matrices=False)
         first, after = directions[: SIZES[2]], directions[SIZES[2]]
@@ -67,11 +67,11 @@ def test_a_spatial_update_does_nothing_along_the_inputs_that_the_base_uses_most(
 
 
 def test_text_updates_leave_the_mean_of_the_base_s_text_features_alone(tiny_base, tuned):
-    """By hand for two stages: what keys, values and the text encoder see of prompts without a concept."""
-    held, free = tuned
+    """By hand: what keys and values see of prompts without a concept."""
+    held, _ = tuned
     with torch.no_grad():
         x = torch.cat([tiny_base.context(p).flatten(0, 2) for p in [*PROMPTS, ""]]).double()  # the same in all layers
-    values, directions = torch.linalg.eigh(x.T @ x)
+    _, directions = torch.linalg.eigh(x.T @ x)
     first = directions[:, -SIZES[1] :]
     names = [name for name in held.lora["unet"] if CONTEXT_LINEAR.search(name)]
     assert len(names) == 32
@@ -79,6 +79,22 @@ def test_text_updates_leave_the_mean_of_the_base_s_text_features_alone(tiny_base
         down, loose = (concept.lora["unet"][name][0].double() for concept in tuned)
         assert (down @ first).abs().max() < 1e-4 * down.norm() < 1e-2 * (loose @ first).norm()
     assert ((held.lora["unet"][names[0]][0].double() @ x.mean(0)).norm() < 0.1 * x.mean(0).norm()).item()
+
+
+def test_the_text_encoder_s_updates_leave_its_own_inputs_alone(tiny_base, tuned):
+    seen, handles = {}, []
+    for name, module in attention_linears(tiny_base.text_encoder).items():
+        hook = lambda _, args, name=name: seen.setdefault(name, []).append(args[0].flatten(0, -2).double())  # noqa: E731
+        handles.append(module.register_forward_pre_hook(hook))
+    with torch.no_grad():
+        for prompt in [*PROMPTS, ""]:
+            tiny_base.context(prompt)
+    for handle in handles:
+        handle.remove()
+    for name, rows in seen.items():
+        _, _, directions = torch.linalg.svd(torch.cat(rows), full_matrices=False)
+        held, free = (concept.lora["text_encoder"][name][0].double() @ directions[: SIZES[0]].T for concept in tuned)
+        assert held.abs().max() < 1e-4 < 1e-2 < free.abs().max(), name
 
 
 def test_every_step_ends_orthogonal_and_the_first_one_starts_so(tiny_base):

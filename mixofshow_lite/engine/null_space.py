@@ -1,9 +1,10 @@
 """Updates that leave the base's own inputs alone (ours; after null-space projection in continual learning).
 
-What a layer is fed has a large common part: of the energy of Pocket Diffusion's text features 99 % lie along one
-direction, their mean, and 90 % in a spatial layer. An update that acts on it changes every token and every picture
-alike, and two concepts that do so cannot be fused: on the same input they want different answers. So the rows of
-`down` are kept orthogonal to the directions that the base's inputs use most, for prompts without any concept:
+What a layer is fed has a large common part: of the energy of Pocket Diffusion's text features 98 % lie along one
+direction, and 21 to 100 % of a spatial layer's inputs (median of 64 inputs 68 %). An update that acts on it changes
+every token and every picture alike, and two concepts that do so cannot be fused: on the same input they want different
+answers. So the rows of `down` are kept orthogonal to the directions that the base's inputs use most, for prompts
+without any concept:
 
     A <- A - A U U^T     after each step; then dW x = 0 for every x in the span of U
 
@@ -29,12 +30,14 @@ SEED = 50  # of the first of them
 
 
 class NullSpace:
-    """The trained `down` factors of a model, and what each of them has to stay orthogonal to.
+    """The trained `down` factors (3.1) of a model, and what each of them has to stay orthogonal to.
 
     model        a copy of the base that holds the LoRAs
     class_word   of the concept: what is drawn for it without the concept counts too
     sizes        how many directions of each layer: (text encoder, keys and values of cross-attention, spatial layers);
                  0 leaves those layers free. Frozen factors stay as they are. Records nothing if all are 0.
+
+    Raises ValueError where the base's inputs are not finite (half precision that overflows).
     """
 
     def __init__(self, base: DiffusionModel, model: DiffusionModel, class_word: str, sizes: tuple[int, int, int]):
