@@ -165,7 +165,7 @@ def test_a_table_from_the_shell(toys, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(papers, "read_concepts", lambda base: data)
     monkeypatch.setattr("mixofshow_lite.engine.evaluation.load_scorer", lambda name: Eye())
     monkeypatch.setattr(reproduce, "load_scorer", lambda scorer: scorer)
-    assert main(["paper", "table2a", "--quick", "--out", str(tmp_path / "out")]) == 0
+    assert main(["paper", "table2a", "--quick", "--work", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "ED-LoRA + gradient fusion" in said and "saved" in said
     assert (tmp_path / "out" / "table2a.json").is_file()

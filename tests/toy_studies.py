@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -42,7 +43,12 @@ class Painter:
     size: tuple = (32, 32)
     base_id: str = "pocket-toy"
     fingerprint: str = "toy"
+    guidance: float = 5.0
+    words: dict = field(default_factory=dict)
     asked: list = field(default_factory=list)  # (model, prompt, seed, number of regions)
+
+    text_encoder = unet = vae = torch.nn.Identity()  # without weights
+    dtype, device, scheduler = torch.float32, torch.device("cpu"), SimpleNamespace(config={})
 
     def with_concept(self, concept, alpha=1.0):
         return Painter(f"{concept.name} {concept.recipe} {alpha:g}", 0.4 + 0.5 * alpha, (concept,), asked=self.asked)

@@ -15,7 +15,7 @@ def add_paper(commands) -> None:
     c = commands.add_parser("paper", help="a table or figure of the paper, measured with the shipped concepts")
     c.add_argument("name", choices=(*NAMES, "all"), help="table2c reads the votes of --votes")
     c.add_argument("--quick", action="store_true", help="a slice of it in minutes; says whether the saved one agrees")
-    c.add_argument("--work", type=Path, default=Path("runs/paper"), help="folder that keeps the tuned concepts")
+    c.add_argument("--work", type=Path, default=Path("runs/paper"), help="folder that keeps what is tuned and measured")
     c.add_argument("--out", type=Path, default=Path("out/paper"), help="folder for the result (.csv, .json, .webp)")
     c.add_argument("--votes", type=Path, default=Path("out/votes.jsonl"), help="of table2c: what people answered")
     c.add_argument("--steps", type=options.whole(1), help="of tuning (default: the recipes' own)")
@@ -67,4 +67,4 @@ def read_concepts(base) -> dict:
 
 
 def kept_paper(args: argparse.Namespace) -> str:
-    return f"what was tuned is kept in {args.work}: the same command goes on from there"
+    return f"what was tuned and measured is kept in {args.work}: the same command goes on from there"

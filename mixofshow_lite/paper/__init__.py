@@ -15,6 +15,7 @@ sweep                   how the pocket model's recipe numbers were chosen
 variants                what the pocket recipe's null space and rank are worth, alone and fused
 fusion_sweep            how gradient fusion's defaults were chosen
 claims          4       the paper's claims and what became of them, the README's table; `advice`: which way is for whom
+readings                what a reader said of drawn pictures, kept, so that nothing is drawn twice
 study                   rows of measurements, paired differences, saved results
 
 A verdict is an inequality between means of paired differences and its bootstrap interval over concepts and seeds; what

@@ -21,12 +21,12 @@ from ..model import DiffusionModel
 from . import tables, vote
 from .figures import FIGURES, Studio
 from .observations import DOMAINS, LOOK_ALIKES
+from .readings import PACKAGES
 from .study import Study
 
 TABLES = {"table1": tables.table1, "table2a": tables.table2a}
 VOTED = "table2c"
 NAMES = (*TABLES, VOTED, *FIGURES)
-PACKAGES = ("torch", "diffusers", "transformers", "peft")
 QUICK_TABLE = {
     "categories": {category: own[:1] for category, own in tables.CATEGORIES.items()},
     "prompts": tables.PROMPTS[1:2],

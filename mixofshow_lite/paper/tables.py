@@ -17,10 +17,12 @@ of the changes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
+from tqdm.auto import tqdm
 
-from ..engine.evaluation import Scorer, image_alignment, load_scorer, plain_prompt, text_alignment
+from ..engine.evaluation import Scorer, image_scores, load_scorer, plain_prompt, text_scores
 from ..engine.fusion import gradient_fusion, weight_fusion
 from ..files.concept import Concept
 from ..files.data import ConceptData
@@ -28,6 +30,7 @@ from ..model import DiffusionModel
 from ..rivals import constrained_fusion
 from .fusions import PROMPTS, SEED
 from .observations import about
+from .readings import Readings, alone_key, fused_key, pictures_digest
 from .study import Study, difference, tuned
 
 CATEGORIES: dict[str, tuple[str, ...]] = {  # three of each where there are, in the paper's order
@@ -136,41 +139,70 @@ def compare(
     """Every method on every concept, alone and fused into one model of all, and the base for the bounds.
 
     Rows per method, concept and tuning seed: text and image, each _single, _fused and _change; of the bounds text and
-    image. `n` pictures of each prompt, from the same noise for all.
+    image. `n` pictures of each prompt, from the same noise for all. What is measured stays in `folder` (`readings`).
     """
     scorer, rows = load_scorer(scorer), []
     places = {concept: category for category, own in categories.items() for concept in own}
-
-    def score(model: DiffusionModel, concept_name: str, phrase: str, class_word: str) -> dict[str, float]:
-        found = {"text": [], "image": []}
-        for prompt in scene_prompts if places[concept_name] == "scenes" else prompts:
-            drawn = model.sample(prompt.format(phrase), n=n, seed=SEED, progress=False)
-            found["text"].append(text_alignment(drawn, prompt.format(class_word), scorer))
-            found["image"].append(image_alignment(drawn, data[concept_name].pictures, scorer))
-        return {number: float(np.mean(values)) for number, values in found.items()}
-
-    for concept_name, category in places.items():
-        word = data[concept_name].class_word
-        bound = score(base, concept_name, word, word)
-        rows.append({"method": BOUND, "category": category, "concept": concept_name, "seed": 0} | bound)
-    for seed in seeds:
-        for label, method in methods.items():
-            concepts = {c: tuned(base, data[c], method.recipe, seed, folder, steps=steps) for c in places}
-            fused = method.fuse(base, list(concepts.values()))
-            for concept_name, concept in concepts.items():
-                word = plain_prompt(concept.phrase, [concept])
-                single = score(base.with_concept(concept), concept_name, concept.phrase, word)
-                together = score(fused, concept_name, concept.phrase, word)
-                row = {"method": label, "category": places[concept_name], "concept": concept_name, "seed": seed}
-                for number in NUMBERS:
-                    row |= {f"{number}_single": single[number], f"{number}_fused": together[number]}
-                    row[f"{number}_change"] = together[number] - single[number]
-                rows.append(row)
+    asked = {concept: scene_prompts if places[concept] == "scenes" else prompts for concept in places}
+    total = sum(map(len, asked.values())) * (1 + 2 * len(seeds) * len(methods))
+    with tqdm(total=total, desc=name, unit="reading", smoothing=0) as bar:
+        score = partial(scored, Readings.of(folder, base, scorer), scorer, n, bar)
+        for concept_name, category in places.items():
+            word = data[concept_name].class_word
+            bound = score(lambda: base, ["base"], word, word, asked[concept_name], data[concept_name].pictures)
+            rows.append({"method": BOUND, "category": category, "concept": concept_name, "seed": 0} | bound)
+        for seed in seeds:
+            for label, method in methods.items():
+                concepts = {c: tuned(base, data[c], method.recipe, seed, folder, steps=steps) for c in places}
+                fuse = cache(partial(method.fuse, base, list(concepts.values())))  # made when it is first drawn with
+                together = fused_key(method.fuse, concepts.values())
+                for concept_name, concept in concepts.items():
+                    alone = partial(base.with_concept, concept)
+                    shown = concept.phrase, plain_prompt(concept.phrase, [concept]), asked[concept_name]
+                    single = score(alone, alone_key(concept), *shown, data[concept_name].pictures)
+                    fused = score(fuse, together, *shown, data[concept_name].pictures)
+                    row = {"method": label, "category": places[concept_name], "concept": concept_name, "seed": seed}
+                    for number in NUMBERS:
+                        row |= {f"{number}_single": single[number], f"{number}_fused": fused[number]}
+                        row[f"{number}_change"] = fused[number] - single[number]
+                    rows.append(row)
     names = {category: list(own) for category, own in categories.items()}
     options = {"methods": list(methods), "categories": names, "prompts": list(prompts), "seeds": list(seeds)}
     study = Study(name, rows, about=about(base, **options, pictures=n, reader=scorer.name))
     study.figure = figure(study)
     return study
+
+
+def scored(
+    readings: Readings,
+    scorer: Scorer,
+    n: int,
+    bar: tqdm,
+    model: Callable[[], DiffusionModel],
+    key: list | None,
+    phrase: str,
+    word: str,
+    prompts: Sequence[str],
+    references: Sequence,
+) -> dict[str, float]:
+    """Text- and image-alignment of n pictures of each prompt; the model is asked for only where a reading is missing.
+
+    `phrase` stands in the prompts that are drawn, `word` in those that the scorer reads; `key` names the model.
+    """
+    found = {number: [] for number in NUMBERS}
+    for prompt in prompts:
+
+        def measure(drawn_of: str = prompt.format(phrase), read_as: str = prompt.format(word)) -> dict:
+            drawn = model().sample(drawn_of, n=n, seed=SEED, progress=False)
+            return {"text": text_scores(drawn, read_as, scorer), "image": image_scores(drawn, references, scorer)}
+
+        asked = {"model": key, "prompt": prompt.format(phrase), "read as": prompt.format(word), "n": n, "seed": SEED}
+        numbers, kept = readings.take(asked | {"references": pictures_digest(references)}, measure)
+        bar.initial += kept  # the time left is told from what is measured now
+        bar.update()
+        for number in NUMBERS:
+            found[number].append(float(numbers[number].mean()))
+    return {number: float(np.mean(values)) for number, values in found.items()}
 
 
 def cell(study: Study, method: str, category: str, number: str) -> tuple[float, float] | float:
