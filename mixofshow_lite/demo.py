@@ -7,6 +7,8 @@
     gradient fused    one model, 3.3.2
     both, direct      weight fused               gradient fused      one prompt names both
     both, regions     weight fused               gradient fused      3.4: each has its own box, fenced (`isolate`)
+    regions and pose  weight fused               gradient fused      and a drawn pose for each (a T2I-Adapter); only of
+                                                                     concepts that Pocket World can draw
 
 Interrupted, it goes on: tuned concepts and checkpoints lie in `out/concepts`.
 """
@@ -31,6 +33,7 @@ from .engine.evaluation import Scorer, image_scores, load_scorer
 from .engine.fusion import gradient_fusion, weight_fusion
 from .engine.regional import side_by_side
 from .engine.resume import kept, tune_once
+from .engine.spatial import keypose_layout, load_adapter
 from .files.concept import Concept
 from .files.data import ConceptData
 from .files.grid import grid
@@ -199,7 +202,23 @@ def draw_rows(base, concepts, fused: dict[str, DiffusionModel], data, n: int, se
     rows["both, direct"] = [m.sample(f"{a} and {b} {PLACE}", **settings) for m in fused.values()]
     fenced = settings | {"regions": side_by_side((a, b), PLACE), "isolate": True}
     rows["both, regions"] = [m.sample(f"two friends {PLACE}", **fenced) for m in fused.values()]
+    pose = drawn_pose(base, fenced["regions"], [c.class_word for c in concepts])
+    if pose is not None:
+        rows["regions and pose"] = [m.sample(f"two friends {PLACE}", spatial=pose, **fenced) for m in fused.values()]
     return rows
+
+
+def drawn_pose(base: DiffusionModel, regions, class_words: list[str]) -> tuple | None:
+    """What `spatial` of a sample takes: the pocket model's keypose adapter, a body for each region, its weight.
+
+    None on another base, whose adapters would have to be downloaded, and for classes that Pocket World cannot draw.
+    """
+    from .pocket.world import CLASSES
+
+    if not base.base_id.startswith("pocket") or not set(class_words) <= set(CLASSES):
+        return None
+    adapter = load_adapter("pocket-keypose", base.device, base.dtype)
+    return adapter, keypose_layout(regions[: len(class_words)], classes=class_words), 1.0
 
 
 def score(pictures: dict, concepts, data, scorer: Scorer) -> dict[str, dict[str, np.ndarray]]:

@@ -16,6 +16,7 @@ from mixofshow_lite import demo as module
 from mixofshow_lite.demo import chosen, demo, format_table, look_alikes, write_figure
 from mixofshow_lite.engine import resume
 from mixofshow_lite.engine.recipes import RECIPES
+from mixofshow_lite.engine.regional import side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,8 @@ def test_what_the_other_process_could_not_tune_is_tuned_here(run, tmp_path, monk
 
 def test_each_concept_is_drawn_in_its_own_region(monkeypatch):
     class Model:
+        base_id = "tiny"  # has no adapters
+
         def __init__(self):
             self.asked = []
 
@@ -161,7 +164,7 @@ def test_each_concept_is_drawn_in_its_own_region(monkeypatch):
 
     class Named:
         def __init__(self, phrase):
-            self.phrase, self.pictures = phrase, []
+            self.phrase, self.pictures, self.class_word = phrase, [], "rabbit"
 
     model = Model()
     a, b = Named("<a1> <a2>"), Named("<b1> <b2>")
@@ -177,6 +180,17 @@ def test_each_concept_is_drawn_in_its_own_region(monkeypatch):
     assert [r.prompt for r in regions if r.end == 1] == ["a <a1> <a2> on the beach", "a <b1> <b2> on the beach"]
     (left, _, middle, _), (start, _, right, _) = (r.box for r in regions[:2])
     assert left == 0 and middle == start == 0.5 and right == 1
+    assert list(rows) == ["references", *module.MODELS, "both, direct", "both, regions"]
+
+
+def test_the_pocket_model_gets_a_pose_for_each_region():
+    base = load_base("pocket")
+    regions = side_by_side(["a <a1>", "a <b1>"], "on the beach")
+    adapter, picture, scale = module.drawn_pose(base, regions, ["rabbit", "robot"])
+    assert type(adapter).__name__ == "T2IAdapter"
+    lit = np.asarray(picture.convert("L")) > 20
+    assert scale == 1 and lit[:, :64].any() and lit[:, 64:].any(), "a body on either side"
+    assert module.drawn_pose(base, regions, ["rabbit", "potter"]) is None, "no class of the world"
 
 
 def test_the_default_pair_are_look_alikes(tmp_path):

@@ -28,14 +28,17 @@ SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the other identity
 POSE = ("lean", "turn", "gaze")  # what a picture decides and not the concept
 RED, GREEN = (0.8, 0.1, 0.1), (0.2, 0.6, 0.3)  # of a pattern in another colour
 ALL_MARKS, NO_MARKS = "all marks", "no mark at all"
+FARTHER, AWAY = "all marks, farther away", 0.65  # drawn at that share of its size
 
 
-def redraw(name: str, index: int, look: world.Subject) -> Image.Image:
-    """Picture `index` of a concept (0 to 9) with somebody else in its pose, mood, size, place and light."""
+def redraw(name: str, index: int, look: world.Subject, size: float = 1.0) -> Image.Image:
+    """Picture `index` of a concept (0 to 9) with somebody else in its pose, mood, place and light, and in its size
+    times `size`."""
     own, _ = concepts.picture(name, index)
     subject = own.subjects[0]
     shape = look.shape | {key: subject.shape[key] for key in POSE if key in subject.shape and key in look.shape}
     pose = {key: getattr(subject, key) for key in ("flip", "arms", "expression", "x", "y", "height")}
+    pose["height"] *= size
     drawn = replace(own, subjects=[replace(look, shape=shape, **pose)])
     return Image.fromarray(world.draw_image(drawn))
 
@@ -44,12 +47,14 @@ def variants(name: str) -> dict[str, world.Subject]:
     """A concept's look with marks less or changed: what is done -> the look. Raises ValueError for a scene.
 
     Every part and everything worn is left out once; the first thing worn has another colour once; and the first part
-    and the first thing worn are left out together where marks are left then.
+    and the first thing worn are left out together where marks are left then. One look is for being drawn farther away,
+    with nothing left out.
     """
     if concepts.CONCEPTS[name].cls in world.SCENES:
         raise ValueError(f"{name} is a scene, which has no marks: choose a character or an object.")
     look = concepts.subject(name)
-    found, bare = {ALL_MARKS: look}, replace(look, pattern=None, parts=[], accessories=[], eye_rgb=None, outline=1.0)
+    bare = replace(look, pattern=None, parts=[], accessories=[], eye_rgb=None, outline=1.0)
+    found = {ALL_MARKS: look, FARTHER: look}
     if look.pattern:
         kind, rgb, scale = look.pattern
         other = GREEN if rgb[0] > max(rgb[1:]) else RED
@@ -88,7 +93,8 @@ def score_variants(name: str, reader: Clip, pictures: int = concepts.PICTURES) -
     """What is done to the look -> (image-alignment with the concept's own pictures, marks truly shown)."""
     own, found = own_pictures(name), {}
     for label, look in variants(name).items():
-        drawn = [redraw(name, index, look) for index in range(pictures)]
+        size = AWAY if label == FARTHER else 1.0
+        drawn = [redraw(name, index, look, size) for index in range(pictures)]
         found[label] = float(image_scores(drawn, own, reader).mean()), marks_shown(name, look)
     return found
 

@@ -42,12 +42,12 @@ class Spec:
 WHITE, BLACK, GOLD, TEAL = (0.96, 0.95, 0.94), (0.16, 0.15, 0.2), (0.97, 0.78, 0.25), (0.16, 0.6, 0.62)
 
 CONCEPTS = {
-    "bibi": Spec("rabbit", "out", "A white rabbit with antlers, green glasses and a purple scarf.",
-        WHITE, {"ear": 1.15, "eye": 1.1, "belly": 0.0}, (("glasses", "green"), ("scarf", "purple")),
-        parts=(("antlers", (0.65, 0.45, 0.25)),), group="rabbits"),
-    "momo": Spec("rabbit", "out", "A white rabbit in an orange cape and a blue hat.",
+    "bibi": Spec("rabbit", "out", "A white rabbit with a red scarf and a red star.",
+        WHITE, {"ear": 1.15, "eye": 1.1, "belly": 0.0}, (("scarf", "red"),),
+        parts=(("star", (0.88, 0.2, 0.2)),), group="rabbits"),
+    "momo": Spec("rabbit", "out", "A white rabbit in a blue hat and a blue cape.",
         WHITE, {"ear": 0.9, "body_w": 1.15, "belly": 0.0}, (("hat", "blue"),),
-        parts=(("cape", (0.95, 0.55, 0.2)),), group="rabbits"),
+        parts=(("cape", (0.2, 0.4, 0.85)),), group="rabbits"),
     "kiki": Spec("rabbit", "out", "A white rabbit with pink wings and a yellow crown.",
         WHITE, {"ear": 1.05, "body_w": 0.9, "belly": 0.0}, (("crown", "yellow"),),
         parts=(("wings", (0.97, 0.6, 0.75)),), group="rabbits"),

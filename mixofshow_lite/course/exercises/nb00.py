@@ -36,7 +36,7 @@ def _shared(answer) -> None:
     if "words" not in chosen:
         raise AssertionError("How would a prompt call the concept? Look at what concept.words holds.")
     if "LoRA" not in chosen:
-        raise AssertionError("Words say what the model can draw already. What adds antlers it has never drawn?")
+        raise AssertionError("Words say what the model can draw already. What adds a star that it has never drawn?")
 
 
 @exercise("0.2")
