@@ -124,6 +124,22 @@ def test_figure_1_draws_by_what_is_shared_and_not_by_private_pictures(toys):
     assert study.figure.width > 4 * 128, "three private pictures and one drawn one stand side by side"
 
 
+def test_all_columns_of_several_follow_the_same_pose(toys, monkeypatch):
+    base, data, _ = toys
+    posed, sample = [], type(base).sample
+
+    def noting(self, prompt, spatial=None, **options):
+        if options.get("regions") or prompt.count("<") > 2:
+            posed.append((spatial, bool(options.get("regions"))))
+        return sample(self, prompt, **options)
+
+    monkeypatch.setattr(type(base), "sample", noting)
+    monkeypatch.setattr(figures, "shipped_keypose", lambda base: lambda regions, classes: (len(regions), classes))
+    study = reproduce.reproduce("figure5", base, None, data, scorer=Eye(), names=("bibi", "kiki"))
+    assert posed == [((2, ["rabbit"] * 2), False), ((2, ["rabbit"] * 2), True)]
+    assert {row["concept"] for row in study.rows} == {"bibi kiki"}
+
+
 def test_the_median_picture_is_shown_and_framed_by_what_the_reader_says(toys):
     base, data, _ = toys
     studio = figures.Studio(base, None, data, Eye(), n=3)

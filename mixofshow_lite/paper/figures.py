@@ -14,11 +14,13 @@ Phi_0 is the base, Phi_0 + dPhi with a concept's LoRA, Phi a fused model; P* is 
 
 Which picture is shown is a rule and no choice: of n from fixed seeds, the one of median image-alignment with the
 concept's own. Under it stands that number; the frame is green where the reader finds it nearest to the right concept
-of its rows, red where it does not.
+of its rows, red where it does not. On the pocket model all pictures of several, by regions or not, follow a drawn pose
+for each subject (a T2I-Adapter), the spatial condition of the paper's 3.4; its adapters for other bases do not ship.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -29,7 +31,7 @@ from ..files.concept import Concept
 from ..files.data import ConceptData
 from ..files.grid import grid, stacked
 from ..model import DiffusionModel
-from .binding import crop
+from .binding import crop, shipped_keypose
 from .casts import Cast, concept_casts
 from .observations import DOMAINS, LOOK_ALIKES, about
 from .study import Study, difference, tuned
@@ -103,20 +105,23 @@ class Studio:
         return grid(rows, titles, side=self.side, captions=captions, frames=frames, heading=heading)
 
     def company(self, columns: Sequence[tuple[str, Callable, bool]], names: Sequence[str], heading: str):
-        """One grid of casts: a row a cast, a column (title, fused model of a name, by regions?) each.
+        """One grid of casts: a row a cast, a column (title, fused model of a name, by regions?) each, all in one pose.
 
         The picture shown is the one whose subjects' mean alignment, each in its own box, is the median.
         """
         rows, captions = {}, {}
         first = [columns[0][1](name)[1] for name in names]
         for i, cast in enumerate(concept_casts(first, self.data)):
-            rows[cast.name] = []
+            who = cast.name
+            for concept in first:
+                who = who.replace(f"a {concept.phrase}", concept.name)
+            rows[who] = []
             for j, (title, of, by_regions) in enumerate(columns):
                 model, concepts = of(names[0])[0], [of(name)[1] for name in names]
                 own = concept_casts(concepts, self.data)[i]
                 picture, value = self.median_cast(model, own, by_regions)
-                self.rows.append({"column": f"{heading}: {title}", "concept": cast.name, "seed": 0, "value": value})
-                rows[cast.name].append(picture)
+                self.rows.append({"column": f"{heading}: {title}", "concept": who, "seed": 0, "value": value})
+                rows[who].append(picture)
                 captions[i, j] = f"{value:.2f}"
         titles = [title for title, _, _ in columns]
         return grid(rows, titles, side=self.side, captions=captions, heading=heading)
@@ -126,6 +131,8 @@ class Studio:
         regions, options = cast.regions(), {}
         if by_regions:
             options["regions"] = regions
+        if self.condition is not None:
+            options["spatial"] = self.condition(regions, [actor.look.cls for actor in cast.actors])
         prompt = cast.together if by_regions else cast.direct
         drawn = model.sample(prompt, n=self.n, seed=SEED, progress=False, **options)
         values = []
@@ -137,6 +144,11 @@ class Studio:
             values.append(float(np.mean(own)))
         index = int(np.argsort(values)[(len(values) - 1) // 2])
         return drawn[index], values[index]
+
+    @cached_property
+    def condition(self) -> Callable | None:
+        """(regions, classes) -> the pose of a cast, for `sample(spatial=...)`; None where no adapter ships."""
+        return shipped_keypose(self.base)
 
     @property
     def side(self) -> int:
