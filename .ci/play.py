@@ -19,13 +19,16 @@ from PIL import Image
 
 OUT = Path(__file__).resolve().parents[1] / "out"
 SITE = OUT / "site"
-NAMES, SEEDS, PLACE = ("bibi", "momo"), 3, "on the beach"
+NAMES, SEEDS, PLACE = ("bibi", "kiki"), 3, "on the beach"
 ALPHAS, RIDGES = (0, 0.25, 0.5, 0.75, 1), (0.001, 0.03, 0.3, 3.0)
 TEXTS = {  # of each panel: its title, what to look for
     "alpha": ("How much of the LoRA?", "At 0 the words act alone; the marks come with the weights."),
     "way": ("How to fuse?", "Compare each way with the first stop: which marks are left?"),
     "ridge": ("How strong a pull to the average?", "A large ridge is the average; a small one fits what was recorded."),
-    "regions": ("Who stands where?", "One prompt leaves it to chance; regions say it; swapped, they say the other."),
+    "regions": (
+        "Who stands where?",
+        "The pose is the same. One prompt mixes who wears what; regions say it; swapped, they say the other.",
+    ),
 }
 
 
@@ -80,7 +83,10 @@ def drawn(place: Path) -> Iterator[Panel]:
         return each([kit.base.with_concept(concept, alpha) for concept in concepts])
 
     def together(prompt=f"two friends {PLACE}", **how) -> Image.Image:
-        return grid([fused().sample(prompt, n=SEEDS, seed=3, progress=False, **how)], side=160)
+        """Both in one picture, in the same drawn pose whoever says who is who."""
+        columns = mos.side_by_side(["a rabbit"] * 2)[:2]
+        pose = mos.load_adapter("pocket-keypose", kit.base.device), mos.keypose_layout(columns), 1.0
+        return grid([fused().sample(prompt, n=SEEDS, seed=3, spatial=pose, progress=False, **how)], side=160)
 
     def side_by_side(*friends) -> Image.Image:
         return together(regions=mos.side_by_side(friends, PLACE), isolate=True)
