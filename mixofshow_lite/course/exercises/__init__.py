@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 CHECKS: dict[str, Callable] = {}
@@ -24,8 +25,6 @@ def exercise(number: str) -> Callable:
 
 def close(mine, wanted, hint: str, tolerance: float = 1e-4) -> None:
     """Raise AssertionError with the hint unless two tensors (or numbers) agree to `tolerance` relative."""
-    if mine is None or mine is ...:
-        raise AssertionError("The function returns nothing yet: replace the ... by your line.")
     a, b = torch.as_tensor(mine).double(), torch.as_tensor(wanted).double()
     if a.shape != b.shape:
         raise AssertionError(f"The shape is {tuple(a.shape)} where {tuple(b.shape)} is wanted. {hint}")
@@ -35,21 +34,24 @@ def close(mine, wanted, hint: str, tolerance: float = 1e-4) -> None:
 
 
 def called(function: Callable, *arguments, hint: str = ""):
-    """A student's function, called: whatever it raises becomes an AssertionError of one sentence and the hint."""
+    """What a student's function gives; AssertionError if that is nothing, or of one sentence on whatever it raises."""
     if not callable(function):
         raise AssertionError(f"A function is wanted, this is a {type(function).__name__}. {hint}".strip())
     try:
-        return function(*arguments)
+        mine = function(*arguments)
     except AssertionError:
         raise
     except Exception as error:
         what = " ".join(str(error).split())[:200]
         raise AssertionError(f"Your function stopped with {type(error).__name__}: {what}. {hint}".strip()) from error
+    if mine is None or mine is ...:
+        raise AssertionError("The function returns nothing yet: replace the ... by your line.")
+    return mine
 
 
 def refuse(mine, wrong, hint: str) -> None:
     """Raise AssertionError with the hint if the answer is a well-known wrong one."""
-    if isinstance(mine, (int, float, torch.Tensor)) and not isinstance(mine, bool):
+    if isinstance(mine, (int, float, np.number, torch.Tensor)) and not isinstance(mine, bool):
         a, b = torch.as_tensor(mine).double(), torch.as_tensor(wrong).double()
         if a.shape == b.shape and torch.allclose(a, b):
             raise AssertionError(hint)

@@ -97,8 +97,6 @@ def _low_rank(function) -> None:
     deltas = [up @ down for down, up in zip(downs, ups, strict=True)]
     grams = [x @ x.T for x in inputs]
     answer = called(function, downs, ups, grams, 5.0, hint="down_i is (r, 32), up_i is (24, r), G_i is (32, 32).")
-    if answer is None or answer is ...:
-        raise AssertionError("The function returns nothing yet: replace the ... by your lines.")
     if not isinstance(answer, (tuple, list)) or len(answer) != 2:
         raise AssertionError("Return two matrices, (down, up).")
     down, up = answer
@@ -120,8 +118,6 @@ def _another(function) -> None:
     X = torch.randn(12, 5, generator=g, dtype=torch.float64)  # 5 rows of 12 numbers: as keys and values have it
     U = torch.randn(7, 5, generator=g, dtype=torch.float64) @ torch.linalg.pinv(X)
     mine = called(function, U, X)
-    if mine is None or mine is ...:
-        raise AssertionError("The function returns nothing yet: replace the ... by your lines.")
     if mine.shape != U.shape:
         raise AssertionError(f"The shape is {tuple(mine.shape)} where {tuple(U.shape)} is wanted.")
     if (mine - U).norm() < 1e-3 * U.norm():

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ...paper.vote import wilson
-from . import called, close, exercise
+from . import called, close, exercise, refuse
 
 
 def features(seed: int):
@@ -12,12 +12,6 @@ def features(seed: int):
     g = torch.Generator().manual_seed(seed)
     x, y = (torch.randn(n, 5, generator=g, dtype=torch.float64) * 3 for n in (4, 3))
     return x, y
-
-
-def same(mine, wrong) -> bool:
-    """Whether an answer is this well-known wrong one."""
-    mine, wrong = torch.as_tensor(mine).double(), torch.as_tensor(wrong).double()
-    return mine.shape == wrong.shape and torch.allclose(mine, wrong)
 
 
 @exercise("6.1")
@@ -30,21 +24,14 @@ def _image_alignment(function) -> None:
         cosines = a @ b.T
         if isinstance(mine, torch.Tensor) and mine.shape == (4, 3):
             raise AssertionError("That is a number for every pair. The score is their mean.")
-        if isinstance(mine, torch.Tensor | float | np.floating):
-            for wrong, why in (
-                ((x @ y.T).clamp(min=0).mean(), "The rows have other lengths than 1: divide each by its norm first."),
-                ((x @ y.T).mean(), "The rows have other lengths than 1, and cosines below 0 count as 0."),
-                (cosines.mean(), "Cosines below 0 count as 0: clamp each pair before the mean."),
-                (cosines.mean().clamp(min=0), "Clamp each pair, not their mean."),
-                (cosines.clamp(min=0).sum(), "That is the sum: the score is the mean over all pairs."),
-                (
-                    cosines[:, 0].clamp(min=0).mean(),
-                    "That is the first reference alone: every picture meets all of them.",
-                ),
-            ):
-                if same(mine, wrong):
-                    raise AssertionError(why)
-        close(mine, cosines.clamp(min=0).mean(), "Cosines of all pairs, each clipped at 0, and their mean.")
+        products, clipped = x @ y.T, cosines.clamp(min=0)
+        refuse(mine, products.clamp(min=0).mean(), "The rows have other lengths than 1: divide each by its norm first.")
+        refuse(mine, products.mean(), "The rows have other lengths than 1, and cosines below 0 count as 0.")
+        refuse(mine, cosines.mean(), "Cosines below 0 count as 0: clamp each pair before the mean.")
+        refuse(mine, cosines.mean().clamp(min=0), "Clamp each pair, not their mean.")
+        refuse(mine, clipped.sum(), "That is the sum: the score is the mean over all pairs.")
+        refuse(mine, clipped[:, 0].mean(), "That is the first reference alone: every picture meets all of them.")
+        close(mine, clipped.mean(), "Cosines of all pairs, each clipped at 0, and their mean.")
 
 
 @exercise("6.2")
@@ -76,8 +63,6 @@ def _bootstrap(function) -> None:
     wanted = np.quantile(means, (0.05, 0.95))
     hint = "values is a one-dimensional array; return (low, high)."
     mine = called(function, values.copy(), hint=hint)
-    if mine is None or mine is ...:
-        raise AssertionError("The function returns nothing yet: replace the ... by your line.")
     try:
         low, high = (float(number) for number in mine)
     except (TypeError, ValueError) as error:
@@ -143,8 +128,6 @@ def _unbeaten(function) -> None:
         points = ways(np.random.default_rng(seed))
         hint = "points is a dict: way -> (identity, drift)."
         mine = called(function, dict(points), hint=hint)
-        if mine is None or mine is ...:
-            raise AssertionError("The function returns nothing yet: replace the ... by your line.")
         if isinstance(mine, str) or not all(name in points for name in mine):
             raise AssertionError("Return a set (or list) of names of ways.")
         mine, wanted = set(mine), {name for name in points if not beaten(name, points)}
