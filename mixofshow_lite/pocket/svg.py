@@ -41,36 +41,34 @@ def light(colour, t: float = 0.45):
     return mix(colour, (1.0, 1.0, 1.0), t)
 
 
-def _paint(fill, stroke, width, extra) -> str:
+def _paint(fill, stroke, width) -> str:
     text = f'fill="{rgb(fill) if fill is not None else "none"}"'
     if stroke is not None:
         text += f' stroke="{rgb(stroke)}" stroke-width="{width:.2f}" stroke-linecap="round" stroke-linejoin="round"'
-    return text + (" " + extra if extra else "")
+    return text
 
 
-def ellipse(x, y, rx, ry, fill, stroke=None, width=2.4, turn=0.0, extra=""):
+def ellipse(x, y, rx, ry, fill, stroke=None, width=2.4, turn=0.0):
     spin = f' transform="rotate({turn:.2f} {x:.2f} {y:.2f})"' if turn else ""
-    return (
-        f'<ellipse cx="{x:.2f}" cy="{y:.2f}" rx="{rx:.2f}" ry="{ry:.2f}" {_paint(fill, stroke, width, extra)}{spin}/>'
-    )
+    return f'<ellipse cx="{x:.2f}" cy="{y:.2f}" rx="{rx:.2f}" ry="{ry:.2f}" {_paint(fill, stroke, width)}{spin}/>'
 
 
-def box(x, y, w, h, r, fill, stroke=None, width=2.4, turn=0.0, extra=""):
+def box(x, y, w, h, r, fill, stroke=None, width=2.4, turn=0.0):
     """Rounded rectangle with its top-left corner at (x, y)."""
     spin = f' transform="rotate({turn:.2f} {x + w / 2:.2f} {y + h / 2:.2f})"' if turn else ""
     return (
         f'<rect x="{x:.2f}" y="{y:.2f}" width="{w:.2f}" height="{h:.2f}" rx="{r:.2f}" '
-        f"{_paint(fill, stroke, width, extra)}{spin}/>"
+        f"{_paint(fill, stroke, width)}{spin}/>"
     )
 
 
-def path(d: str, fill, stroke=None, width=2.4, extra=""):
-    return f'<path d="{d}" {_paint(fill, stroke, width, extra)}/>'
+def path(d: str, fill, stroke=None, width=2.4):
+    return f'<path d="{d}" {_paint(fill, stroke, width)}/>'
 
 
-def polygon(points, fill, stroke=None, width=2.4, extra=""):
+def polygon(points, fill, stroke=None, width=2.4):
     d = "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in points) + " Z"
-    return path(d, fill, stroke, width, extra)
+    return path(d, fill, stroke, width)
 
 
 def line(points, stroke, width=2.4):
@@ -91,10 +89,9 @@ def star(x, y, r, fill, stroke=None, width=1.2, points=5, inner=0.45):
     return polygon(corners, fill, stroke, width)
 
 
-def group(elements, transform="", clip="", opacity=1.0):
+def group(elements, transform="", clip=""):
     """One <g>; `clip` is the id of a clipPath, `transform` an SVG transform."""
     attrs = (f' transform="{transform}"' if transform else "") + (f' clip-path="url(#{clip})"' if clip else "")
-    attrs += f' opacity="{opacity:.3f}"' if opacity < 1 else ""
     return f"<g{attrs}>" + "".join(elements) + "</g>"
 
 
