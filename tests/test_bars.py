@@ -11,6 +11,7 @@ from tiny_clip import build_clip
 
 import mixofshow_lite as mos
 from mixofshow_lite.engine.evaluation import load_scorer
+from mixofshow_lite.engine.regional import side_by_side
 from mixofshow_lite.pocket import world
 from mixofshow_lite.pocket.train import bars, sheets
 
@@ -65,7 +66,8 @@ def test_a_column_is_its_subjects_half_made_square():
     image = np.zeros((128, 128, 3), np.uint8)
     image[:, 64:] = 200
     image[:19] = 90  # the region begins below
-    left, right = (np.asarray(bars.column(Image.fromarray(image), side)) for side in (0, 1))
+    regions = side_by_side(("left", "right"), friends=0)
+    left, right = (np.asarray(bars.crop(Image.fromarray(image), region.box)) for region in regions)
     assert left.shape == right.shape == (109, 109, 3) and (left == 0).all() and (right == 200).all()
 
 

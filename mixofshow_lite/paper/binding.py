@@ -46,7 +46,7 @@ from ..files.grid import grid
 from ..model import DiffusionModel
 from ..pocket import conditions, world
 from ..pocket.captions import article, full_name
-from ..pocket.train.bars import rate
+from ..pocket.train.bars import crop, rate
 from .casts import Cast, concept_casts, drawn, word_casts
 from .observations import about
 from .study import Study, difference, tuned
@@ -89,16 +89,6 @@ def shipped_keypose(base: DiffusionModel) -> Callable | None:
     if not base.base_id.startswith("pocket"):
         return None
     return keypose(load_adapter("pocket-keypose", base.device, base.dtype))
-
-
-def crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-    """The box of a picture, made square by repeating its upper and side edges: the reader knows square pictures."""
-    width, height = picture.size
-    left, top, right, bottom = (round(v * side) for v, side in zip(box, (width, height) * 2, strict=True))
-    pixels = np.asarray(picture.convert("RGB"))[top:bottom, left:right]
-    missing = np.subtract(max(pixels.shape[:2]), pixels.shape[:2])
-    sides = missing[1] // 2, missing[1] - missing[1] // 2
-    return Image.fromarray(np.pad(pixels, ((missing[0], 0), sides, (0, 0)), mode="edge"))
 
 
 def read_cast(pictures: Sequence[Image.Image], cast: Cast, scorer: Scorer) -> list[dict]:

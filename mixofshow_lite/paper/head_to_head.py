@@ -33,9 +33,9 @@ from ..files.data import ConceptData
 from ..model import DiffusionModel
 from ..pocket.concepts import CONCEPTS
 from ..pocket.marks import marks_kept
+from ..pocket.train.bars import crop
 from ..rivals.orthogonal import capacity
 from ..rivals.table import ALL, SLOTS, WAYS, Way
-from .binding import crop
 from .fusions import SEED
 from .how_many import ORDER, UNRECORDED
 from .observations import about, draw_at, identified

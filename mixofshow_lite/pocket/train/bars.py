@@ -104,22 +104,23 @@ def read_two(image: Image.Image, first, second, scene: str, scorer: Scorer) -> l
     return [bool(both), bool(both and (seen_x, seen_y) == (x, y)), bool(choose(image, prompts, scorer)[0] == 0)]
 
 
-def column(image: Image.Image, side: int) -> Image.Image:
-    """The region of the left (0) or right (1) of two subjects, made square by repeating its upper edge."""
-    (region,) = side_by_side(("left", "right"), friends=0)[side : side + 1]
-    left, top, right, bottom = (round(v * n) for v, n in zip(region.box, image.size * 2, strict=True))
-    pixels = np.asarray(image.convert("RGB"))[top:bottom, left:right]
+def crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """The box of a picture, made square by repeating its upper and side edges: the reader knows square pictures."""
+    width, height = picture.size
+    left, top, right, bottom = (round(v * side) for v, side in zip(box, (width, height) * 2, strict=True))
+    pixels = np.asarray(picture.convert("RGB"))[top:bottom, left:right]
     missing = np.subtract(max(pixels.shape[:2]), pixels.shape[:2])
-    around = (missing[0], 0), (missing[1] // 2, missing[1] - missing[1] // 2), (0, 0)
-    return Image.fromarray(np.pad(pixels, around, mode="edge"))
+    sides = missing[1] // 2, missing[1] - missing[1] // 2
+    return Image.fromarray(np.pad(pixels, ((missing[0], 0), sides, (0, 0)), mode="edge"))
 
 
 def read_side(image: Image.Image, first, second, scene: str, scorer: Scorer) -> list[list[bool]]:
     """(in place, own) of the left and of the right subject, each read in its column; see the module's docstring."""
     (a, x), (b, y) = first, second
-    classes = choose([column(image, 0), column(image, 1)], [article(c) for c in CHARACTERS], scorer)
+    columns = [crop(image, region.box) for region in side_by_side(("left", "right"), friends=0)]
+    classes = choose(columns, [article(c) for c in CHARACTERS], scorer)
     pairings = [article(f"{tint} {cls}") for cls in (a, b) for tint in (x, y)]
-    nearest = choose([column(image, 0), column(image, 1)], pairings, scorer)
+    nearest = choose(columns, pairings, scorer)
     placed = [CHARACTERS[k] == cls for k, cls in zip(classes, (a, b), strict=True)]
     return [placed, [bool(k == own) for k, own in zip(nearest, (0, 3), strict=True)]]
 
