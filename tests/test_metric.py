@@ -142,14 +142,20 @@ def graded(keeps):
     }
 
 
+def order(drawn, own, reader):
+    """What a study reports of each way: the mean image-alignment over concepts."""
+    scores = {way: [image_scores(p, own[name], reader).mean() for name, p in by.items()] for way, by in drawn.items()}
+    return {way: float(np.mean(found)) for way, found in scores.items()}
+
+
 def test_two_readers_agree_on_an_order_that_is_there():
     drawn, references = {way: graded(keeps) for way, keeps in (("a", 0.1), ("b", 0.5), ("c", 0.9))}, graded(1.0)
-    first, second = (metric.order(drawn, references, Colours(seed)) for seed in (0, 1))
+    first, second = (order(drawn, references, Colours(seed)) for seed in (0, 1))
     assert first["a"] < first["b"] < first["c"]
     found = metric.agree(first, second)
     assert (found.same, found.pairs, found.against) == (3, 3, ())
     assert str(found) == "the readers agree on 3 of 3 orders"
-    assert metric.agree(first, metric.order(drawn, references, Eye())).same == 3
+    assert metric.agree(first, order(drawn, references, Eye())).same == 3
 
 
 def test_readers_that_differ_are_named():
@@ -166,8 +172,8 @@ def test_readers_that_differ_are_named():
 
 def test_a_reader_that_sees_nothing_agrees_on_nothing():
     drawn, references = {way: graded(keeps) for way, keeps in (("a", 0.1), ("c", 0.9))}, graded(1.0)
-    blind = metric.order(drawn, references, Colours(0, sees=slice(0, 0)))
-    assert metric.agree(metric.order(drawn, references, Colours(0)), blind).same == 0
+    blind = order(drawn, references, Colours(0, sees=slice(0, 0)))
+    assert metric.agree(order(drawn, references, Colours(0)), blind).same == 0
 
 
 def test_scores_come_from_the_paper_s_own_function(reader, own):

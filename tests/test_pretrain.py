@@ -241,9 +241,10 @@ def test_the_cache_holds_what_the_stream_makes_and_is_drawn_once(tmp_path, monke
     folder = data.render_cache(tmp_path / "cache", 3, seed=4, workers=1)
     images, rows = data.load_cache(folder)
     assert images.shape == (3, 128, 128, 3) and images.dtype == np.uint8 and len(rows) == 3
-    pixels, texts, parameters = data.make(4, 2, False)
+    picture, texts = data.draw(4, 2, False)
+    pixels = world.draw_image(picture)
     assert (images[2] == pixels).all() and rows[2]["captions"] == texts
-    assert rows[2]["picture"]["scene"] == parameters["scene"]
+    assert rows[2]["picture"]["scene"] == picture.scene
     (folder / "pictures.jsonl").rename(folder / "kept")
     images = np.load(folder / "images.npy", mmap_mode="r+")
     images[:] = 0  # what a killed run leaves: pictures without their list

@@ -98,10 +98,10 @@ def test_another_seed_is_another_picture():
 
 
 def test_the_stream_of_pretraining_is_indexed_not_sequential():
-    pixels, texts, parameters = data.make(3, 5, wide=False)
-    data.make(3, 4, wide=True)
-    again = data.make(3, 5, wide=False)
-    assert (pixels == again[0]).all() and texts == again[1] and parameters == again[2]
+    picture, texts = data.draw(3, 5, wide=False)
+    data.draw(3, 4, wide=True)
+    again = data.draw(3, 5, wide=False)
+    assert (world.draw_image(picture) == world.draw_image(again[0])).all() and (picture, texts) == again
 
 
 @pytest.mark.parametrize("seed", [2, 3])
@@ -297,9 +297,9 @@ def test_the_pretraining_world_has_no_out_domain_marks(many):
         for s in picture.subjects:
             shape = ranges["ch" if s.is_character else "ob"]
             assert s.shape.keys() == shape.keys() and all(shape[k][0] <= v <= shape[k][1] for k, v in s.shape.items())
-    narrow, wide = ([data.make(1, i, w)[2]["subjects"] for i in range(12)] for w in (False, True))
-    assert not [s for subjects in narrow for s in subjects if (s["pattern"] or s["parts"]) and not s["odd"]]
-    assert [s for subjects in wide for s in subjects if s["pattern"]]
+    narrow, wide = ([data.draw(1, i, w)[0].subjects for i in range(12)] for w in (False, True))
+    assert not [s for subjects in narrow for s in subjects if (s.pattern or s.parts) and not s.odd]
+    assert [s for subjects in wide for s in subjects if s.pattern]
 
 
 def test_counts_classes_scenes_and_lights_all_come(many):

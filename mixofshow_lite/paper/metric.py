@@ -181,19 +181,6 @@ class Agreement:
         return f"the readers agree on {self.same} of {self.pairs} orders{tail}"
 
 
-def order(drawn: Mapping[str, Mapping[str, list]], own: Mapping[str, list], reader: Clip) -> dict[str, float]:
-    """Setting -> the mean image-alignment of its pictures, over concepts: what a study reports of each way.
-
-    `drawn` are setting -> concept -> pictures; `own` the concepts' own pictures.
-    """
-    return {
-        setting: float(
-            np.mean([float(image_scores(pictures, own[name], reader).mean()) for name, pictures in by.items()])
-        )
-        for setting, by in drawn.items()
-    }
-
-
 def agree(first: Mapping[str, float], second: Mapping[str, float], margin: float = 0.0) -> Agreement:
     """Two readers' numbers of the same settings, pair by pair.
 

@@ -102,7 +102,7 @@ def picture(name: str, index: int) -> tuple[Picture, str]:
     spec = CONCEPTS[name]
     rng = np.random.default_rng([11, list(CONCEPTS).index(name), index])
     light = ("day", "day", "day", "sunset", "night")[index % 5]
-    when = world_time(light)
+    when = captions.TIMES[light]
     if spec.cls in world.SCENES:
         inside = world.sample_subject(rng) if index % 2 else None
         scene = Picture(
@@ -125,10 +125,6 @@ def picture(name: str, index: int) -> tuple[Picture, str]:
     mood = f"{look.expression} " if look.is_character and look.expression != "happy" else ""
     where = captions.PLACES[drawn.scene][0]
     return drawn, " ".join(p for p in (f"photo of a {mood}<TOK>", where, when) if p)
-
-
-def world_time(light: str) -> str:
-    return captions.TIMES[light]
 
 
 def write(name: str, folder, size: int = 128) -> Path:

@@ -92,12 +92,6 @@ def in_company(rng, odd: bool = False) -> tuple[world.Picture, list[str]]:
     return picture, [captions.caption(picture, rng, company=True) for _ in range(CAPTIONS_EACH)]
 
 
-def make(seed: int, index: int, wide: bool):
-    """Picture `index` of the stream `seed` -> (uint8 (128, 128, 3), captions, parameters as a dict)."""
-    picture, texts = draw(seed, index, wide)
-    return world.draw_image(picture), texts, asdict(picture)
-
-
 def cells(picture: world.Picture, size: int = LATENT) -> np.ndarray:
     """How much of each latent cell the subjects cover: uint8 (size, size), 255 is all of it."""
     groups = [world.draw_subject(subject, f"s{i}") for i, subject in enumerate(picture.subjects)]
