@@ -50,11 +50,13 @@ test: $(VENV)/.test
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
-# Speed and memory as ratios within one run, saved to data/results/bench_*.json: sampling and tuning, fusion (Stable
+# Speed and memory as ratios within one run, saved to data/results/bench_*.json: sampling and tuning, each speed trick alone, fusion (Stable
 # Diffusion 1.5's layer sizes too; most of an hour on two cores), regions; and what tuning needs there, estimated.
 bench: $(VENV)/.run
 	$(BIN)/python tests/bench/bench_speed.py
 	$(BIN)/python tests/bench/bench_speed.py sd15
+	$(BIN)/python tests/bench/bench_tricks.py
+	$(BIN)/python tests/bench/bench_tricks.py sd15 --rounds 4
 	$(BIN)/python tests/bench/bench_regions.py
 	$(BIN)/python tests/bench/bench_regions.py sd15 --steps 3 --repeats 2
 	$(BIN)/python tests/bench/bench_memory.py

@@ -12,7 +12,7 @@ their common beginnings. `encode(..., share=True)` computes each distinct beginn
 differs from layer to layer, the padding too, and the U-Net attends to all N places: that work cannot be shared.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,7 +26,6 @@ from .. import attention
 from ..attention import cross_attention
 from ..files.concept import Bound
 from ..files.warn import warn
-from .lora import core
 
 PREFIX_ATTENTION = "mixofshow_prefixes"  # the name under which transformers finds `attend_over_prefixes`
 LARGEST_WRITTEN_OUT = 2**20  # largest T * N for which attention's (T, N) probabilities are kept for a backward pass
@@ -232,40 +231,14 @@ def encode_shared(text_encoder: nn.Module, bound: Bound, table: Tensor | None, c
     )
     before = text_encoder.config._attn_implementation  # there is no public way to read what the next line sets
     text_encoder.set_attn_implementation(PREFIX_ATTENTION)
-    seen = (tree.ids, tree.slots, tree.layers, tree.first_place % N)  # all that layer 0 sees of a row
     try:
-        with word_rows(text_encoder, slots[:, None], layers[:, None], table), first_layer_once(text_encoder, seen):
+        with word_rows(text_encoder, slots[:, None], layers[:, None], table):
             features = text_encoder(
                 ids[:, None], position_ids=(first_place % N)[:, None], places=places, first_place=first_place
             ).last_hidden_state  # (rows, 1, D)
     finally:
         text_encoder.set_attn_implementation(before)
     return features[:, 0].index_select(0, places.flatten()).unflatten(0, places.shape)
-
-
-@contextmanager
-def first_layer_once(text_encoder: nn.Module, seen: Sequence[Tensor]) -> Iterator[None]:
-    """While on, the first layer's queries, keys and values are computed once for rows that are equal in all of `seen`,
-    each (rows,) on the CPU.
-
-    Layer 0 sees only token and position, so its queries, keys and values are identical across the L prompts for almost
-    every token. Left out in training mode, where the encoder may recompute itself in the backward pass, after this is
-    over (see `tuning.attach`).
-    """
-    _, same = torch.stack([*seen]).unique(dim=1, return_inverse=True)  # (rows,) which of the distinct columns
-    first = same.new_empty(int(same.max()) + 1).scatter_(0, same, torch.arange(len(same)))  # a row of each column
-    same, first = same.to(text_encoder.device), first.to(text_encoder.device)
-    attention = core(text_encoder).encoder.layers[0].self_attn
-    handles = []
-    if not text_encoder.training:
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-            handles.append(projection.register_forward_pre_hook(lambda module, args: args[0].index_select(0, first)))
-            handles.append(projection.register_forward_hook(lambda module, args, out: out.index_select(0, same)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def attend_over_prefixes(

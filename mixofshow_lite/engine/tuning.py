@@ -40,7 +40,7 @@ from .null_space import NullSpace
 from .parallel import Precision, parts_of_batch, processes_for, sum_over_processes
 from .recipes import RECIPES, SD15, Recipe, recipe_for
 from .views import Views, add_prior, prepare
-from .wording import PromptEncoder, check_starts, density_loss, init_rows, use_fast_gelu
+from .wording import PromptEncoder, check_starts, density_loss, init_rows
 
 LONGEST_NAME = 100  # characters of a concept's name, which becomes a folder and, with a number, a word
 
@@ -149,7 +149,6 @@ def start(
     precision, processes = Precision(base, mixed_precision), processes_for(base)
     first = processes.is_main_process
     model = base.copy()
-    use_fast_gelu(model.text_encoder)
     rows = init_rows(base, recipe, names["words"], names["class_word"], seed)
     attach(model, recipe, seed, gradient_checkpointing)
     null_space = NullSpace(base, model, names["class_word"], recipe.null_space)

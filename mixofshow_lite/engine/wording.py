@@ -8,18 +8,14 @@ c        context   (b, L, N, D)
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
-from transformers.activations import QuickGELUActivation
 
 from ..files.concept import WORD, Bound, bind
 from ..files.warn import warn
 from ..model import DiffusionModel
 from ..prompts import class_embedding, random_embedding, word_places
 from .layerwise import encode
-from .lora import core
 from .recipes import Recipe
 
 
@@ -73,35 +69,6 @@ def density(row: Tensor, table: Tensor, bandwidth: float) -> Tensor:
     """One row's (D,) density among the table's rows (V, D), summed over the D numbers."""
     kernel = torch.exp(-0.5 * ((row - table) / bandwidth).square()) / (math.sqrt(2 * math.pi) * bandwidth)  # (V, D)
     return kernel.mean(dim=0).sum()
-
-
-class FastGELU(torch.autograd.Function):
-    """x * sigmoid(1.702 x), CLIP's activation, as silu(1.702 x) / 1.702, which has a kernel of its own each way."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        scaled = 1.702 * x
-        ctx.save_for_backward(scaled)
-        return F.silu(scaled).div_(1.702)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return torch.ops.aten.silu_backward(grad, *ctx.saved_tensors)
-
-
-class FastActivation(QuickGELUActivation):
-    """transformers' quick_gelu by the function above: half its time on a CPU, forward and backward."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return FastGELU.apply(x)
-
-
-def use_fast_gelu(text_encoder: nn.Module) -> None:
-    """Put a FastActivation in the place of each quick_gelu (in place; give it a copy)."""
-    for layer in core(text_encoder).encoder.layers:
-        if type(layer.mlp.activation_fn) is QuickGELUActivation:
-            layer.mlp.activation_fn = FastActivation()
 
 
 class PromptEncoder:

@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -22,7 +22,6 @@ import torch
 from bench_regions import random_sd15
 from bench_speed import first_concept
 from peft.tuners.lora import Linear
-from transformers.activations import QuickGELUActivation
 
 from mixofshow_lite.engine import layerwise, lora, wording
 from mixofshow_lite.engine.allocator import keep_freed_memory
@@ -39,10 +38,8 @@ def unshared(text_encoder, bound, table, L, share):
 
 OFF: dict[str, Callable] = {  # trick -> a context manager that switches it off
     "prompts share their beginnings": lambda: patch.object(wording, "encode", unshared),
-    "first layer once a token": lambda: patch.object(layerwise, "first_layer_once", lambda *_: nullcontext()),
     "attention written out": lambda: patch.object(layerwise, "LARGEST_WRITTEN_OUT", 0),
     "low-rank products in one function": lambda: patch.object(lora.LowRankLinear, "forward", Linear.forward),
-    "activation by silu's kernel": lambda: patch.object(wording.FastActivation, "forward", QuickGELUActivation.forward),
 }
 
 
