@@ -288,6 +288,14 @@ def test_advice_for_python_is_translated(python, ours):
     assert ours in speak.in_our_words(python)
 
 
+def test_a_device_that_is_not_there_is_said_in_one_sentence(tiny_folder, capsys):
+    there = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
+    device = next(kind for kind, found in there.items() if not found)  # no machine has both
+    assert main(["sample", "a cat", "--base", str(tiny_folder), "--device", device]) == 1
+    said = capsys.readouterr().err
+    assert f"no device {device} for torch: give another, e.g. --device 'cpu', or none." in said
+
+
 def test_warnings_are_one_line_without_source(capsys, monkeypatch):
     def run(args):
         warnings.warn("2 of 2 pictures\nhave no caption", stacklevel=1)

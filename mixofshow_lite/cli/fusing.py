@@ -8,8 +8,7 @@ from . import options
 from .concepts import FORMATS, LOADED_BY, add_overwrite, check_new, check_new_lora, kept_nothing
 from .speak import next_command
 
-FUSION_OPTIONS = ("solver", "ridge", "weights", "seed")
-FUSIONS = {  # method -> those options that it knows
+FUSIONS = {  # method -> the options that it knows; gradient fusion knows all
     "gradient": ("solver", "ridge", "weights", "seed"),
     "weight": ("weights",),
     "constrained": ("ridge",),
@@ -47,8 +46,8 @@ def check_fuse(args: argparse.Namespace) -> None:
 
 
 def given(args: argparse.Namespace) -> dict:
-    """Those of FUSION_OPTIONS that are on the command line."""
-    return {name: getattr(args, name) for name in FUSION_OPTIONS if getattr(args, name) is not None}
+    """Those options of fusions that are on the command line."""
+    return {name: getattr(args, name) for name in FUSIONS["gradient"] if getattr(args, name) is not None}
 
 
 def check_options(method: str, options: dict) -> None:

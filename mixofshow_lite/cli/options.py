@@ -109,10 +109,6 @@ def load(args):
     from .. import load_base
     from .speak import no_loading_bars
 
-    wanted = args.device or "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[wanted.partition(":")[0]]:
-        raise ValueError(f"this machine has no device {wanted} for torch: leave out --device")
     no_loading_bars()
     return load_base(args.base, args.device, args.dtype and getattr(torch, args.dtype))
 

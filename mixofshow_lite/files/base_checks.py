@@ -31,7 +31,7 @@ def check_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f'There is no device {device!r}: say "cpu", "cuda", "cuda:1" or "mps".') from error
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if not there.get(found.type, lambda: True)():
-        raise ValueError(f"This machine has no device {found} for torch: leave out device=.")
+        raise ValueError(f"This machine has no device {found} for torch: give another, e.g. device='cpu', or none.")
     return found
 
 
