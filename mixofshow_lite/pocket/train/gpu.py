@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from . import clip, data, pretrain, tokens
+from . import clip, data, pretrain
 
 PART = 14 * 2**20  # bytes of a returned file at most
 VAE_SHARE = 0.25  # of the minutes of `all`
@@ -88,11 +88,8 @@ def train_all(args, device) -> None:
 
 
 def train_clip(args, device) -> None:
-    tokenizer = args.work / "tokenizer"
-    if not (tokenizer / "tokenizer_config.json").exists():
-        tokens.build_tokenizer(str(tokenizer))
     much = {"minutes": args.minutes, "groups": args.pictures // 10, "batch": 64, "workers": os.cpu_count() or 2}
-    folder = clip.train(args.work / "clip", args.work / "clip-data", tokenizer, device=str(device), **much)
+    folder = clip.train(args.work / "clip", args.work / "clip-data", device=str(device), **much)
     (args.out / "clip.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
     for name, value in clip.measure(folder, 300).items():
         print(f"{name:16s} {value:.3f}", flush=True)
