@@ -64,9 +64,11 @@ def test_table_1_has_the_paper_s_rows_and_columns(toys, tmp_path):
     found = reproduce.text(study)
     lines = found.splitlines()
     assert re.search(r"objects +characters +scenes +mean", lines[0])
-    labels = [line[17:43].strip() for line in lines[1:11]]
-    assert labels == ["upper bound", *tables.TABLE_1, "lower bound", *tables.TABLE_1]
-    assert "[0.843 → 0.818]" in found and "[0.816 → 0.701]" in found and "[0.596]" in found
+    labels = [line[:26].strip() for line in lines if not line.startswith(("text-", "image-"))]
+    each = ["bound", *tables.TABLE_1]
+    pairs = [f"{'upper' if n == 'text' else 'lower'} {m}" if m == "bound" else m for n in tables.NUMBERS for m in each]
+    assert labels[: 2 * len(pairs)] == [label for pair in pairs for label in (pair, "the paper")]
+    assert "0.843 → 0.818 (-0.025)" in found and "0.816 → 0.701 (-0.115)" in found and "0.596" in found
     assert study.verdicts["Mix-of-Show loses less of an identity than LoRA"]
     means = [tables.cell(study, "LoRA", c, "image") for c in CATEGORIES]
     assert tables.cell(study, "LoRA", tables.MEAN, "image")[0] == pytest.approx(sum(m[0] for m in means) / 3)
@@ -85,7 +87,7 @@ def test_table_2a_has_image_alignment_alone(toys):
     base, data, asked = toys
     study = reproduce.reproduce("table2a", base, None, data, scorer=Eye(), categories=CATEGORIES, n=1)
     found = reproduce.text(study)
-    assert "text-alignment" not in found and list(tables.TABLE_2A)[1] in found and "[0.843 → 0.749]" in found
+    assert "text-alignment" not in found and list(tables.TABLE_2A)[1] in found and "0.843 → 0.749 (-0.094)" in found
     assert study.verdicts["gradient fusion loses less than averaging"]
     assert {recipe for _, recipe, _ in asked} == {"lora", "ed_lora"}
 

@@ -11,7 +11,7 @@
 
 Text-alignment is CLIPScore's 2.5 cos, image-alignment the cosine, by Pocket CLIP on the pocket base and by the paper's
 ViT-B/32 on Stable Diffusion. Pictures, reader, prompts and concepts are others than the paper's, so no value may be
-compared with its neighbour in brackets. What may be compared is the order of the methods and the sign and relative size
+compared with the one below it. What may be compared is the order of the methods and the sign and relative size
 of the changes.
 """
 
@@ -218,28 +218,35 @@ def cell(study: Study, method: str, category: str, number: str) -> tuple[float, 
 
 
 def text(study: Study) -> str:
-    """The table as the paper prints it: ours, and the paper's in brackets."""
+    """The table as the paper prints it, single → fused (change), under each line of ours the paper's own."""
     categories = [*dict.fromkeys(row["category"] for row in study.rows), MEAN]
     methods = list(dict.fromkeys(row["method"] for row in study.rows))  # the bound first
     numbers = [n for n in NUMBERS if any(n in PUBLISHED.get(m, {}) for m in methods if m != BOUND)]
-    lines = [f"{'ours  [the paper]':43}" + "".join(f"{category:^38}" for category in categories)]
+    lines = []
     for number in numbers:
+        lines.append(line(f"{number}-alignment", categories))
         for method in methods:
             label = f"{'upper' if number == 'text' else 'lower'} bound" if method == BOUND else method
-            cells = [says(study, method, category, number) for category in categories]
-            lines.append(f"{number + '-alignment':17}{label:26}" + "".join(f"{c:38}" for c in cells))
+            lines.append(line(label, [says(cell(study, method, category, number), 2) for category in categories]))
+            theirs = PUBLISHED.get(method, {}).get(number)
+            if theirs:
+                order = ("objects", "characters", "scenes", MEAN)
+                lines.append(line("  the paper", [says(theirs[order.index(c)], 3) for c in categories]))
     lines.append("Only orders and signs compare: other pictures, another reader, other prompts.")
     return "\n".join(lines)
 
 
-def says(study: Study, method: str, category: str, number: str) -> str:
-    """One cell, ours and the paper's: "0.84 → 0.82 (-0.02)  [0.868 → 0.846]"."""
-    ours, place = cell(study, method, category, number), ("objects", "characters", "scenes", MEAN).index(category)
-    theirs = PUBLISHED.get(method, {}).get(number)
-    if method == BOUND:
-        return f"{ours:.2f}  [{theirs[place]:.3f}]"
-    beside = f"  [{theirs[place][0]:.3f} → {theirs[place][1]:.3f}]" if theirs else ""
-    return f"{ours[0]:.2f} → {ours[1]:.2f} ({ours[1] - ours[0]:+.2f}){beside}"
+def line(label: str, cells: Sequence[str]) -> str:
+    """A line of the table."""
+    return f"{label:26}" + "".join(f"{each:24}" for each in cells).rstrip()
+
+
+def says(value: tuple[float, float] | float, digits: int) -> str:
+    """One cell: "0.84 → 0.82 (-0.02)", or a bound's one number."""
+    if not isinstance(value, tuple):
+        return f"{value:.{digits}f}"
+    single, fused = value
+    return f"{single:.{digits}f} → {fused:.{digits}f} ({fused - single:+.{digits}f})"
 
 
 def figure(study: Study):
