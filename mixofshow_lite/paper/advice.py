@@ -45,7 +45,8 @@ def best_of(study: Study, size: str, means: Mapping, case: str, suits: Callable[
         return ""
     best = max(able, key=lambda way: means[way]["identity"])
     keeps = f"{best} keeps most, {number(means, best, 'identity')}"
-    cost = f"at a drift of {number(means, best, 'drift')}, in {number(means, best, 'seconds', 0)} s"
+    took = f"{number(means, best, 'seconds', 0)} s" if means[best]["seconds"] >= 1 else "under a second"
+    cost = f"at a drift of {number(means, best, 'drift')}, in {took}"
     if ALL in needs[best]:
         cost = f"and a picture takes {number(means, best, 'a picture', 1)} s"
     shown = study.verdicts.get(f"{size} concepts: {best} keeps more than averaging", False)
