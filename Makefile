@@ -50,8 +50,8 @@ test: $(VENV)/.test
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
-# Speed and memory as ratios within one run, saved to data/results/bench_*.json: sampling and tuning, each speed trick alone, fusion (Stable
-# Diffusion 1.5's layer sizes too; most of an hour on two cores), regions; and what tuning needs there, estimated.
+# Speed and memory as ratios within one run, saved to data/results/bench_*.json: sampling and tuning, each speed trick alone, fusion
+# (Stable Diffusion 1.5's layer sizes too; most of an hour on two cores), regions; and what tuning needs there, estimated.
 bench: $(VENV)/.run
 	$(BIN)/python tests/bench/bench_speed.py
 	$(BIN)/python tests/bench/bench_speed.py sd15

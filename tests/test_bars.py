@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_clip import build_clip
 
 import mixofshow_lite as mos
-from mixofshow_lite.engine.evaluation import load_scorer
+from mixofshow_lite.engine.evaluation import crop, load_scorer
 from mixofshow_lite.engine.regional import side_by_side
 from mixofshow_lite.pocket import world
 from mixofshow_lite.pocket.train import bars, sheets
@@ -67,7 +67,7 @@ def test_a_column_is_its_subjects_half_made_square():
     image[:, 64:] = 200
     image[:19] = 90  # the region begins below
     regions = side_by_side(("left", "right"), friends=0)
-    left, right = (np.asarray(bars.crop(Image.fromarray(image), region.box)) for region in regions)
+    left, right = (np.asarray(crop(Image.fromarray(image), region.box)) for region in regions)
     assert left.shape == right.shape == (109, 109, 3) and (left == 0).all() and (right == 200).all()
 
 

@@ -1,7 +1,9 @@
 """The table of the paper's claims and the advice: made from saved results, and from nothing else."""
 
+import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,21 @@ AGAIN = {  # study -> claim -> how its rows give it, (key, more, less, number)
     },
     "table1": {
         "Mix-of-Show loses less of an identity than LoRA": ("method", "Mix-of-Show", "LoRA", "image_change"),
+        **{f"fused, Mix-of-Show is more like the concept than {other}": ("method", "Mix-of-Show", other, "image_fused")
+           for other in ("P+", "Custom Diffusion", "LoRA")},
+        **{f"alone, ED-LoRA is more like the concept than {other}": ("method", "Mix-of-Show", other, "image_single")
+           for other in ("P+", "Custom Diffusion", "LoRA")},
+    },
+    "table2a": {
+        "averaged ED-LoRAs lose less than averaged LoRAs":
+            ("method", "ED-LoRA + weight fusion", "LoRA + weight fusion", "image_change"),
+        "gradient fusion loses less than averaging":
+            ("method", "ED-LoRA + gradient fusion", "ED-LoRA + weight fusion", "image_change"),
+    },
+    "ablation": {
+        f"{more}: the words alone (LoRA weight 0) look more like the concept than with {less}":
+            ("stair", more, less, "alignment_0")
+        for less, more in itertools.pairwise(("LoRA", "+ layer-wise", "+ second word", "+ class word (ED-LoRA)"))
     },
 }  # fmt: skip
 
@@ -199,6 +216,11 @@ def test_advice_names_the_best_way_of_every_case(race):  # noqa: F811
     fused = max(means[3][way]["together"] for way in ("averaging", "good", "slots"))
     best = "fusing first is better" if fused > means[3]["masked"]["together"] else "nothing has to be fused"
     assert said.count(best) >= 1
+    for took, words in ((0.4, "in under a second"), (1.0, "in 1 s"), (2.4, "in 2 s")):
+        for size in (2, 3):
+            means[size]["good"]["seconds"] = took
+        found = re.findall(rf"good keeps most, [\d.]+, at a drift of [\d.]+, {words}\b", advice.paragraph(study))
+        assert len(found) == 2, words
     study.verdicts = dict.fromkeys(study.verdicts, False)
     assert advice.paragraph(study).count("is not shown") == said.count("keeps most")
 

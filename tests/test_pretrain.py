@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import json
 import math
 import os
 import re
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 from argparse import Namespace
+from inspect import signature
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +22,7 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 import mixofshow_lite as mos
+from mixofshow_lite.files.resources import pocket_dir
 from mixofshow_lite.pocket import world
 from mixofshow_lite.pocket.captions import caption
 from mixofshow_lite.pocket.train import anatomy, data, gpu, muon, pretrain, tokens
@@ -481,6 +484,30 @@ assert abs(progress - 0.3) < 1e-6 and (p.grad == 0.5).all() and (q.grad == 2).al
     where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     both = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **where, "RANK": str(r)}) for r in (0, 1)]
     assert [process.wait(120) for process in both] == [0, 0]
+
+
+def test_a_reader_trained_on_a_gpu_comes_back_with_its_words(tmp_path, monkeypatch):
+    """Weights and words belong together, and they are the reader's: the diffusion model's have no marks."""
+    asked, lent, back, ships = {}, tmp_path / "lent", tmp_path / "back", tmp_path / "ships"
+
+    def train(*arguments, **options):
+        asked.update(signature(plain).bind(*arguments, **options).arguments)
+        (asked["out"] / "tokenizer").mkdir(parents=True)
+        for name in ("open_clip_model.safetensors", "tokenizer/vocab.json"):
+            (asked["out"] / name).write_text(f"new {name}")
+        return asked["out"]
+
+    plain = gpu.clip.train
+    monkeypatch.setattr(gpu.clip, "train", train)
+    monkeypatch.setattr(gpu.clip, "measure", lambda folder, n: {})
+    shutil.copytree(pocket_dir() / "clip", ships / "clip")
+    back.mkdir()
+    gpu.main(["clip", "--work", str(lent), "--out", str(back)])
+    words = asked.get("tokenizer") or gpu.clip.reader_tokenizer(tmp_path / "own")
+    assert {"antlers</w>", "moustache</w>"} <= set(json.loads((words / "vocab.json").read_text()))
+    gpu.join([back], ships)
+    for name in ("open_clip_model.safetensors", "tokenizer/vocab.json"):
+        assert (ships / "clip" / name).read_text() == f"new {name}"
 
 
 def test_the_gpu_command_draws_trains_and_returns_files_that_join(tiny_training, tmp_path):

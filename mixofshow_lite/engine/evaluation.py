@@ -169,6 +169,20 @@ def text_alignment(images, prompt: str, model=None, concepts: Iterable = (), wei
     return float(text_scores(images, prompt, model, concepts, weight).mean())
 
 
+def crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """The box (left, top, right, bottom), in fractions of the picture, of size (W, H) -> a square RGB picture.
+
+    It is made square by repeating its upper and side edges: readers know square pictures, and what stands in a region
+    (3.4) is not to be stretched.
+    """
+    width, height = picture.size
+    left, top, right, bottom = (round(v * side) for v, side in zip(box, (width, height) * 2, strict=True))
+    pixels = np.asarray(picture.convert("RGB"))[top:bottom, left:right]
+    missing = np.subtract(max(pixels.shape[:2]), pixels.shape[:2])
+    sides = missing[1] // 2, missing[1] - missing[1] // 2
+    return Image.fromarray(np.pad(pixels, ((missing[0], 0), sides, (0, 0)), mode="edge"))
+
+
 def image_scores(images, references, model=None) -> np.ndarray:
     """Image-alignment of every picture -> (n,): the mean over the references."""
     return evaluation.image_scores(images, references, load_scorer(model)).numpy()

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from ..engine.evaluation import Scorer, load_scorer
+from ..engine.evaluation import Scorer, crop, load_scorer
 from ..engine.fusion import gradient_fusion
 from ..engine.fusion.settings import default_ridge
 from ..engine.spatial import load_adapter
@@ -46,7 +46,7 @@ from ..files.grid import grid
 from ..model import DiffusionModel
 from ..pocket import conditions, world
 from ..pocket.captions import article, full_name
-from ..pocket.train.bars import crop, rate
+from ..pocket.train.bars import rate
 from .casts import Cast, concept_casts, drawn, word_casts
 from .observations import about
 from .study import Study, difference, tuned

@@ -25,13 +25,13 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from ..engine.evaluation import Scorer, image_scores
+from ..engine.evaluation import Scorer, crop, image_scores
 from ..engine.fusion import weight_fusion
 from ..files.concept import Concept
 from ..files.data import ConceptData
 from ..files.grid import grid, stacked
 from ..model import DiffusionModel
-from .binding import crop, shipped_keypose
+from .binding import shipped_keypose
 from .casts import Cast, concept_casts
 from .observations import DOMAINS, LOOK_ALIKES, about
 from .study import Study, difference, tuned

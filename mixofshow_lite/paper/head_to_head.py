@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.evaluation import Scorer, image_scores, load_scorer
+from ..engine.evaluation import Scorer, crop, image_scores, load_scorer
 from ..engine.fusion import DRIFT_PROMPTS, drift
 from ..engine.masks import side_by_side
 from ..files.concept import Concept
@@ -33,7 +33,6 @@ from ..files.data import ConceptData
 from ..model import DiffusionModel
 from ..pocket.concepts import CONCEPTS
 from ..pocket.marks import marks_kept
-from ..pocket.train.bars import crop
 from ..rivals.orthogonal import capacity
 from ..rivals.table import ALL, SLOTS, WAYS, Way
 from .fusions import SEED

@@ -230,14 +230,14 @@ def text(study: Study) -> str:
             lines.append(line(label, [says(cell(study, method, category, number), 2) for category in categories]))
             theirs = PUBLISHED.get(method, {}).get(number)
             if theirs:
-                order = ("objects", "characters", "scenes", MEAN)
-                lines.append(line("  the paper", [says(theirs[order.index(c)], 3) for c in categories]))
+                own = dict(zip((*CATEGORIES, MEAN), theirs, strict=True))
+                lines.append(line("  the paper", [says(own[category], 3) for category in categories]))
     lines.append("Only orders and signs compare: other pictures, another reader, other prompts.")
     return "\n".join(lines)
 
 
 def line(label: str, cells: Sequence[str]) -> str:
-    """A line of the table."""
+    """A line of the table, at most 122 columns: a label of 26, then cells of 24."""
     return f"{label:26}" + "".join(f"{each:24}" for each in cells).rstrip()
 
 

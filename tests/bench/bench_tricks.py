@@ -5,7 +5,7 @@
 
 One tuning goes on, and from step to step another trick is off: batches differ, so every trick meets many of them, and
 what counts is the median of the ratios to the neighbouring step with all tricks on. A trick that saves less than 5 % on
-both shapes is not worth its lines. Writes data/results/bench_tricks_<base>.json.
+both shapes is not worth its lines. Writes data/results/bench_tricks_<shapes>.json.
 """
 
 import argparse

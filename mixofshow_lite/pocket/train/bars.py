@@ -36,7 +36,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ...engine.evaluation import Scorer, choose, load_scorer
+from ...engine.evaluation import Scorer, choose, crop, load_scorer
 from ...engine.regional import side_by_side
 from ...files.data import ConceptData
 from ...files.resources import concepts_dir
@@ -102,16 +102,6 @@ def read_two(image: Image.Image, first, second, scene: str, scorer: Scorer) -> l
     both, seen_x, seen_y = read_pair(image, a, b, scorer)
     prompts = [two_prompt(first, second, scene), two_prompt((a, y), (b, x), scene)]
     return [bool(both), bool(both and (seen_x, seen_y) == (x, y)), bool(choose(image, prompts, scorer)[0] == 0)]
-
-
-def crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-    """The box of a picture, made square by repeating its upper and side edges: the reader knows square pictures."""
-    width, height = picture.size
-    left, top, right, bottom = (round(v * side) for v, side in zip(box, (width, height) * 2, strict=True))
-    pixels = np.asarray(picture.convert("RGB"))[top:bottom, left:right]
-    missing = np.subtract(max(pixels.shape[:2]), pixels.shape[:2])
-    sides = missing[1] // 2, missing[1] - missing[1] // 2
-    return Image.fromarray(np.pad(pixels, ((missing[0], 0), sides, (0, 0)), mode="edge"))
 
 
 def read_side(image: Image.Image, first, second, scene: str, scorer: Scorer) -> list[list[bool]]:

@@ -90,7 +90,7 @@ def train_all(args, device) -> None:
 def train_clip(args, device) -> None:
     much = {"minutes": args.minutes, "groups": args.pictures // 10, "batch": 64, "workers": os.cpu_count() or 2}
     folder = clip.train(args.work / "clip", args.work / "clip-data", device=str(device), **much)
-    (args.out / "clip.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
+    shutil.copytree(folder, args.out / "clip", dirs_exist_ok=True)  # its words too: they are counted anew
     for name, value in clip.measure(folder, 300).items():
         print(f"{name:16s} {value:.3f}", flush=True)
 
@@ -110,9 +110,8 @@ def join(folders: list[Path], out: Path) -> None:
         net.half().save_pretrained(out / name)
         print(f"{name}: {len(state)} tensors from {len(parts)} files")
     for folder in folders:
-        if (folder / "clip.safetensors").exists():
-            weights = (folder / "clip.safetensors").read_bytes()
-            (out / "clip" / "open_clip_model.safetensors").write_bytes(weights)
+        if (folder / "clip").is_dir():
+            shutil.copytree(folder / "clip", out / "clip", dirs_exist_ok=True)
     pretrain.checksums(out)
 
 
